@@ -1,0 +1,57 @@
+"""One string in, one detector out."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vfm_ops.errors import UsageError
+
+if TYPE_CHECKING:
+    from vfm_ops.detect.base import Detector
+
+FAMILY_OF_MODEL_TYPE = {
+    "grounding-dino": "grounding-dino",
+    "owlvit": "owlvit",
+    "owlv2": "owlv2",
+    "omdet-turbo": "omdet-turbo",
+}
+FAMILIES = ("grounding-dino", "omdet-turbo", "owlv2", "owlvit", "yolo-world")
+
+
+def load_detector(spec: str, *, device: str = "auto", precision: str = "auto", batch_size: int = 8) -> Detector:
+    """Load a detector by its spec, `family:name-or-path`.
+
+    `grounding-dino:`, `owlvit:`, `owlv2:` and `omdet-turbo:` take a folder saved by transformers, or a hub id;
+    `yolo-world:` takes a weights file or a folder (see `vfm_ops.detect.yolo_world`). device: auto, cpu, cuda, cuda:N.
+    precision: auto, exact (float32), bf16, fp16. batch_size: images of one forward pass.
+
+    Raises UsageError for an unknown family or a checkpoint of another architecture, WeightsUnavailable when the weights
+    are neither on disk nor to be had.
+    """
+    family, colon, name = spec.partition(":")
+    if family not in FAMILIES or not colon or not name:
+        raise UsageError(f"detector {spec!r} is unknown: write FAMILY:NAME-OR-PATH with one of {', '.join(FAMILIES)}")
+
+    from vfm_ops.detect.base import pick_autocast, pick_device
+
+    where = pick_device(device)
+    autocast = pick_autocast(precision, where)
+    if family == "yolo-world":
+        from vfm_ops.detect.yolo_world.detector import YoloWorld
+
+        return YoloWorld.from_weights(name, where, autocast, batch_size)
+
+    from vfm_ops.detect.checkpoints import find_checkpoint
+
+    folder = find_checkpoint(family, name, family, FAMILY_OF_MODEL_TYPE)
+    if family == "grounding-dino":
+        from vfm_ops.detect.grounding_dino import GroundingDino
+
+        return GroundingDino(folder, where, autocast, batch_size)
+    if family == "omdet-turbo":
+        from vfm_ops.detect.omdet_turbo import OmDetTurbo
+
+        return OmDetTurbo(folder, where, autocast, batch_size)
+    from vfm_ops.detect.owl import OwlV2, OwlVit
+
+    return (OwlV2 if family == "owlv2" else OwlVit)(folder, where, autocast, batch_size)
