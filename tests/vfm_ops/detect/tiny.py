@@ -96,7 +96,7 @@ def grounding_dino(folder: Path, max_text_len: int = 64) -> Path:
         max_position_embeddings=512,
     )  # fmt: skip
     config = GroundingDinoConfig(
-        backbone_config=swin(), text_config=text, num_queries=30, d_model=32, encoder_layers=1, decoder_layers=2,
+        backbone_config=swin(), text_config=text, num_queries=30, d_model=64, encoder_layers=1, decoder_layers=2,
         encoder_ffn_dim=32, decoder_ffn_dim=32, encoder_attention_heads=2, decoder_attention_heads=2,
         max_text_len=max_text_len,
     )  # fmt: skip
