@@ -1,6 +1,16 @@
 """The lake: table schemas, commits, ledger, quarantine, lease. The only place that imports Lance."""
 
 from pipelines.lake.lake import Lake, filesystem
+from pipelines.lake.lease import Lease
+from pipelines.lake.ledger import (
+    LakeReport,
+    forget_replaced,
+    pending_assets,
+    quarantined_assets,
+    settled_assets,
+    sweep,
+    verify_lake,
+)
 from pipelines.lake.schema import (
     CHILD_TABLES,
     SCHEMAS,
@@ -15,10 +25,18 @@ __all__ = [
     "CHILD_TABLES",
     "SCHEMAS",
     "Lake",
+    "LakeReport",
+    "Lease",
     "embedding_column",
     "embedding_field",
     "filesystem",
+    "forget_replaced",
     "make_asset_id",
     "make_frame_id",
     "make_run_key",
+    "pending_assets",
+    "quarantined_assets",
+    "settled_assets",
+    "sweep",
+    "verify_lake",
 ]

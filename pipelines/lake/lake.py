@@ -122,6 +122,10 @@ class Lake:
         schema = self.schema(table)
         return (pa.schema([schema.field(c) for c in columns if c in schema.names]) if columns else schema).empty_table()
 
+    def take(self, table: str, row_ids: list[int], version: int, columns: list[str] | None = None) -> pa.Table:
+        """Rows by the `_rowid`s that a scan of that version gave, in that order."""
+        return self.dataset(table, version)._take_rows(row_ids, columns=columns)
+
     def count(self, table: str, filter: str | None = None) -> int:
         """Number of rows."""
         ds = self.dataset(table)
@@ -145,7 +149,8 @@ class Lake:
         for field in extra:
             if field not in missing and ds.schema.field(field.name).type != field.type:
                 raise UsageError(
-                    f"column {field.name} of {table} is {ds.schema.field(field.name).type}, not {field.type}: the model changed; give it another name or lake"
+                    f"column {field.name} of {table} is {ds.schema.field(field.name).type}, not {field.type}: "
+                    "the model changed; use another lake, or drop the column first"
                 )
         if missing:
             ds.add_columns(pa.schema(missing))
@@ -198,6 +203,11 @@ class Lake:
             deleted += ds.delete(predicate)["num_deleted_rows"]
             ds = self.dataset(table)
         return deleted
+
+    def update(self, table: str, values: dict[str, str], where: str) -> int:
+        """Sets columns to SQL expressions in the rows where `where` holds. Returns how many rows."""
+        ds = self.dataset(table)
+        return 0 if ds is None else ds.update(values, where=where)["num_rows_updated"]
 
     def update_column(self, table: str, fragment_id: int, rows: pa.Table) -> None:
         """Fills columns of one fragment: rows holds `_rowid` and the new values. No other column is rewritten."""

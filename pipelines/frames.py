@@ -1,0 +1,141 @@
+"""The working table that flows between ops: frames on their way, and one closing row an asset.
+
+A frame row holds the columns of `frames`, a `view:NAME` column of pixels for each model that still has to see it, and `error`
+where an op failed on it. After an asset's frames comes its closing row: `outcome`, JSON, null on frame rows.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipelines.lake import SCHEMAS, make_frame_id, make_run_key
+from vfm_ops.media.view import View
+
+CLOSING = [pa.field("error", pa.string()), pa.field("outcome", pa.string())]
+
+
+@dataclass
+class Outcome:
+    """What became of one asset in one attempt."""
+
+    asset_id: str
+    run_key: str
+    recipe: str
+    attempt: int
+    uri: str
+    etag: str | None
+    frames: int = 0
+    probe: dict[str, Any] | None = None
+    shots: list[dict[str, Any]] = field(default_factory=list)
+    dropped: dict[str, int] = field(default_factory=dict)  # frames that a filter dropped, by reason
+    stage: str | None = None  # where it failed; None for a good asset
+    error_type: str = ""
+    message: str = ""
+    traceback: str = ""
+
+    @classmethod
+    def of(cls, asset: dict[str, Any], recipe_hash: str) -> Outcome:
+        """An outcome still to be filled, for one row of a unit."""
+        run_key = make_run_key(recipe_hash, asset["attempt"])
+        name = asset["uri"] + (f"#{asset['member']}" if asset["member"] else "")
+        return cls(asset["asset_id"], run_key, recipe_hash, asset["attempt"], name, asset["etag"])
+
+    def fail(self, stage: str, error_type: str, message: str, traceback: str = "") -> None:
+        """Marks it for quarantine; the first failure is kept."""
+        if self.stage is None:
+            self.stage, self.error_type, self.message, self.traceback = stage, error_type, message, traceback
+
+    def closing_row(self, views: dict[str, View]) -> pa.Table:
+        """The row that ends this asset in the stream."""
+        schema = working_schema(views)
+        row = {"asset_id": self.asset_id, "run_key": self.run_key, "frame_id": "", "outcome": json.dumps(asdict(self))}
+        return pa.Table.from_pylist([row], schema)
+
+
+def working_schema(views: dict[str, View]) -> pa.Schema:
+    """Columns of the working table while these views are still in it."""
+    columns: list[pa.Field] = []
+    for name, view in views.items():
+        if view.fit == "naflex":
+            columns += [pa.field(view_column(name), pa.binary()), pa.field(shape_column(name), pa.list_(pa.int32(), 2))]
+        else:
+            columns.append(pa.field(view_column(name), pa.binary(view.height * view.width * 3)))
+    return pa.schema([*SCHEMAS["frames"], *columns, *CLOSING])
+
+
+def view_column(name: str) -> str:
+    """Column of the pixels for one model."""
+    return f"view:{name}"
+
+
+def shape_column(name: str) -> str:
+    """Column of (height, width) of those pixels, where each frame has its own."""
+    return f"view_shape:{name}"
+
+
+def frame_rows(
+    frames: Sequence[Any], shot_ids: Sequence[str | None], outcomes: Sequence[Outcome], views: dict[str, View]
+) -> pa.Table:
+    """Decoded frames as rows. Each view is copied once, out of the decoder's shared memory into one Arrow buffer."""
+    n = len(frames)
+    quality = [f.quality for f in frames]
+    columns: dict[str, pa.Array] = {
+        "frame_id": pa.array([make_frame_id(o.asset_id, f.frame_index) for f, o in zip(frames, outcomes)]),
+        "asset_id": pa.array([o.asset_id for o in outcomes]),
+        "run_key": pa.array([o.run_key for o in outcomes]),
+        "shot_id": pa.array(shot_ids, pa.string()),
+        "frame_index": pa.array([f.frame_index for f in frames], pa.int64()),
+        "pts_s": pa.array([f.pts_s for f in frames], pa.float64()),
+        "width": pa.array([f.width for f in frames], pa.int32()),
+        "height": pa.array([f.height for f in frames], pa.int32()),
+        "jpeg": pa.array([f.jpeg for f in frames], pa.large_binary()),
+        "phash": pa.array([f.phash for f in frames], pa.uint64()),
+        "quality": pa.array([q or None for q in quality], SCHEMAS["frames"].field("quality").type),
+        "salvaged": pa.array([False] * n),
+    }
+    for name, view in views.items():
+        pixels = [f.views[name] for f in frames]
+        if view.fit == "naflex":
+            columns[view_column(name)] = pa.array([p.tobytes() for p in pixels], pa.binary())
+            columns[shape_column(name)] = pa.array([p.shape[:2] for p in pixels], pa.list_(pa.int32(), 2))
+        else:
+            size = view.height * view.width * 3
+            buffer = pa.py_buffer(np.stack(pixels) if n else b"")
+            columns[view_column(name)] = pa.FixedSizeBinaryArray.from_buffers(pa.binary(size), n, [None, buffer])
+    columns["error"] = pa.nulls(n, pa.string())
+    columns["outcome"] = pa.nulls(n, pa.string())
+    schema = working_schema(views)
+    return pa.table([columns[name] for name in schema.names], schema)
+
+
+def view_pixels(rows: pa.Table, name: str, view: View) -> np.ndarray | list[np.ndarray]:
+    """The pixels of one view, without a copy: uint8 (N, H, W, 3), or a list of (h, w, 3) for `naflex`."""
+    column = rows[view_column(name)].combine_chunks()
+    column = column.chunk(0) if isinstance(column, pa.ChunkedArray) else column
+    if view.fit == "naflex":
+        shapes = rows[shape_column(name)].to_pylist()
+        return [np.frombuffer(v.as_buffer(), np.uint8).reshape(*s, 3) for v, s in zip(column, shapes)]
+    size = view.height * view.width * 3
+    flat = np.frombuffer(column.buffers()[1], np.uint8, len(column) * size, column.offset * size)
+    return flat.reshape(-1, view.height, view.width, 3)
+
+
+def is_frame(rows: pa.Table) -> pa.ChunkedArray:
+    """True on frame rows, false on closing rows."""
+    return rows["outcome"].is_null()
+
+
+def drop_views(rows: pa.Table, name: str) -> pa.Table:
+    """The table without the pixels that a model has seen."""
+    return rows.drop_columns([c for c in (view_column(name), shape_column(name)) if c in rows.schema.names])
+
+
+def concat(tables: Iterable[pa.Table]) -> pa.Table:
+    """Concatenation of working tables of one schema."""
+    return pa.concat_tables(list(tables))

@@ -1,0 +1,178 @@
+"""The whole way of the data: pending assets -> decode -> embed -> write -> commit, in one streaming pass over Ray Data.
+
+On CPUs one actor decodes, embeds and writes (pixels stay in one process and its decoder children); on GPUs decode actors feed
+model actors. Either way the ops are the same, and the driver commits what they wrote every few seconds.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import Any
+
+import pyarrow as pa
+import ray
+
+from pipelines.cluster import Placement, connect, place
+from pipelines.commit import Committer
+from pipelines.frames import Outcome
+from pipelines.lake import (
+    SCHEMAS,
+    Lake,
+    Lease,
+    pending_assets,
+    quarantined_assets,
+    sweep,
+)
+from pipelines.recipe import Recipe
+from pipelines.stages import Chain, model_fields
+from pipelines.units import cut_units
+
+Progress = Callable[[Committer, int], None]
+
+
+@dataclass
+class RunSummary:
+    """What a run did."""
+
+    run_id: str
+    counts: dict[str, int] = field(default_factory=dict)
+    seconds: float = 0.0
+    first_commit_s: float | None = None
+    stages: dict[str, float] = field(default_factory=dict)  # busy seconds
+    efficiency: float | None = None
+
+    @property
+    def bottleneck(self) -> str | None:
+        """The stage that was busy longest."""
+        return max(self.stages, key=self.stages.__getitem__) if self.stages else None
+
+
+def process(lake: Lake, recipe: Recipe, *, retry: bool = False, progress: Progress | None = None) -> RunSummary:
+    """Settles every pending asset of a lake under a recipe (with `retry`, the quarantined ones instead).
+
+    Raises UsageError (wrong model, busy lake, full disk) before anything is written.
+    """
+    started, run_id = time.time(), f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:6]}"
+    fields = model_fields(recipe)
+    lake.check_space()
+    with Lease(lake, run_id):
+        sweep(lake)
+        for table in SCHEMAS:
+            lake.ensure(table, fields if table == "frames" else ())
+        committer = Committer(lake, run_id, replacing=retry or _has_other_rows(lake, recipe.hash))
+        # A unit that killed its worker did not settle: its assets run once more, each alone in a task.
+        for largest in (None, 0.0):
+            if units := list(_units(lake, recipe, retry, largest)):
+                _run_units(lake, recipe, units, committer, progress)
+            if retry:
+                break
+        else:
+            _give_up(lake, recipe, committer)
+        summary = _summarise(run_id, committer, started)
+        _record(lake, recipe, fields, summary, started)
+    return summary
+
+
+def build_dataset(lake: Lake, recipe: Recipe, units: list[pa.Table], where: Placement) -> ray.data.Dataset:
+    """The graph: units of assets to RESULT rows."""
+    version = lake.dataset("assets").version
+    ds = ray.data.from_arrow(units)
+
+    def stage(names: tuple[str, ...], actors: tuple[int, int], cpus: float, gpus: float) -> None:
+        nonlocal ds
+        ds = ds.map_batches(
+            Chain,
+            fn_constructor_args=(names, lake, version, recipe, where.threads),
+            batch_size=None,
+            batch_format="pyarrow",
+            zero_copy_batch=True,
+            compute=ray.data.ActorPoolStrategy(min_size=actors[0], max_size=actors[1]),
+            num_cpus=cpus,
+            num_gpus=gpus,
+        )
+
+    if where.fused:
+        stage(("decode", "embed", "write"), where.actors, where.cpus, where.gpus)
+    else:
+        stage(("decode",), where.decode_actors, 1, 0)
+        stage(("embed", "write"), where.actors, where.cpus, where.gpus)
+    return ds
+
+
+def _units(lake: Lake, recipe: Recipe, retry: bool, largest: float | None) -> Iterator[pa.Table]:
+    batches = quarantined_assets(lake, recipe.hash) if retry else pending_assets(lake, recipe.hash)
+    return cut_units(batches) if largest is None else cut_units(batches, largest, largest)
+
+
+def _run_units(
+    lake: Lake, recipe: Recipe, units: list[pa.Table], committer: Committer, progress: Progress | None
+) -> None:
+    connect()
+    context = ray.data.DataContext.get_current()
+    context.max_errored_blocks = -1  # a unit whose worker died stays pending, its neighbours go on
+    context.enable_progress_bars = False
+    total = committer.counts["assets"] + sum(u.num_rows for u in units)
+    for batch in build_dataset(lake, recipe, units, place(recipe.resources)).iter_batches(
+        batch_size=None, batch_format="pyarrow", prefetch_batches=0
+    ):
+        for result in batch.to_pylist():
+            committer.add(result)
+        if progress:
+            progress(committer, total)
+    committer.flush()
+    if progress:
+        progress(committer, total)
+
+
+def _give_up(lake: Lake, recipe: Recipe, committer: Committer) -> None:
+    """Quarantines what is still pending: alone in its task, and the task never came back."""
+    for batch in pending_assets(lake, recipe.hash):
+        version = lake.dataset("assets").version
+        for asset in lake.take("assets", batch["_rowid"].to_pylist(), version).to_pylist():
+            outcome = Outcome.of({**asset, "attempt": 1}, recipe.hash)
+            outcome.fail(
+                "process",
+                "worker_died",
+                "the worker died each time it ran this item; look at Ray's logs, then vfm retry",
+            )
+            committer.add_outcome(asdict(outcome))
+    committer.flush()
+
+
+def _has_other_rows(lake: Lake, recipe: str) -> bool:
+    return any(lake.count(t, filter=f"recipe <> '{recipe}'") for t in ("ledger", "quarantine"))
+
+
+def _summarise(run_id: str, committer: Committer, started: float) -> RunSummary:
+    first = committer.first_commit_at
+    return RunSummary(
+        run_id,
+        dict(committer.counts),
+        time.time() - started,
+        first - started if first else None,
+        dict(committer.seconds),
+        committer.efficiency,
+    )
+
+
+def _record(lake: Lake, recipe: Recipe, fields: list[pa.Field], summary: RunSummary, started: float) -> None:
+    models = {f.metadata[b"spec"].decode(): {k.decode(): v.decode() for k, v in f.metadata.items()} for f in fields}
+    row: dict[str, Any] = {
+        "run_id": summary.run_id,
+        "command": "process",
+        "recipe": recipe.hash,
+        "recipe_yaml": recipe.to_yaml(),
+        "code_version": version("vfm-pipelines"),
+        "models": json.dumps(models),
+        "started_at": datetime.fromtimestamp(started, UTC),
+        "ended_at": datetime.now(UTC),
+        "counts": json.dumps(summary.counts),
+        "efficiency": summary.efficiency,
+    }
+    lake.append("runs", pa.Table.from_pylist([row], SCHEMAS["runs"]))

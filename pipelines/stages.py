@@ -1,0 +1,89 @@
+"""A chain of ops in one actor: each is built once, where it runs, and tables stream through them."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterable, Iterator
+
+import psutil
+import pyarrow as pa
+
+from pipelines.decode import DecodeAssets
+from pipelines.embed import EmbedFrames, column_field
+from pipelines.lake import Lake, embedding_column
+from pipelines.recipe import Recipe
+from pipelines.units import read_unit
+from pipelines.write import WriteRows
+from vfm_ops.embed import describe_embedder
+from vfm_ops.media.view import View
+
+
+def model_fields(recipe: Recipe) -> list[pa.Field]:
+    """The embedding columns of a recipe. Raises UsageError or WeightsUnavailable for a model that can't be had."""
+    return [column_field(m, _describe(recipe, i)) for i, m in enumerate(recipe.embed)]
+
+
+def model_views(recipe: Recipe) -> dict[str, View]:
+    """What the decoder has to prepare for each model of a recipe, by column name."""
+    return {embedding_column(m.model): _describe(recipe, i).view for i, m in enumerate(recipe.embed)}
+
+
+class Chain:
+    """Actor: builds the named ops ('decode', 'embed', 'write') and runs a block through them, streaming.
+
+    A block that is written gives exactly one row, so that a task is done or not done; there is no half.
+    """
+
+    def __init__(self, names: tuple[str, ...], lake: Lake, version: int, recipe: Recipe, threads: int) -> None:
+        self.lake, self.version, self.names = lake, version, names
+        self.decode = DecodeAssets(recipe, model_views(recipe), threads) if "decode" in names else None
+        self.embed = [EmbedFrames(m, recipe.resources, threads) for m in recipe.embed] if "embed" in names else []
+        self.write = WriteRows(lake, [e.field for e in self.embed]) if "write" in names else None
+        self.waits = dict.fromkeys(names, 0.0)
+
+    def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
+        """block: a unit where this chain decodes, else working tables. Yields working tables, or one RESULT row."""
+        started, cpu = time.monotonic(), _cpu_seconds()
+        self.waits = dict.fromkeys(self.names, 0.0)
+        stream: Iterable[pa.Table] = [block]
+        if self.decode:
+            stream = self._timed("decode", self.decode(read_unit(self.lake, self.version, block)))
+        for op in self.embed:
+            stream = self._timed("embed", op.stream(stream))
+        if not self.write:
+            yield from stream
+            return
+        for result in self.write.stream(stream):
+            stats = {**self._exclusive(time.monotonic() - started), "cpu": _cpu_seconds() - cpu}
+            yield result.set_column(result.schema.get_field_index("stats"), "stats", pa.array([json.dumps(stats)]))
+
+    def _timed(self, name: str, tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+        """Adds up how long the next op waits for this one."""
+        iterator = iter(tables)
+        while True:
+            t = time.monotonic()
+            rows = next(iterator, None)
+            self.waits[name] += time.monotonic() - t
+            if rows is None:
+                return
+            yield rows
+
+    def _exclusive(self, total: float) -> dict[str, float]:
+        """Waits nest (embed waits for decode); what is left to each is its own."""
+        decode, embed = self.waits.get("decode", 0.0), self.waits.get("embed", 0.0)
+        return {"decode": decode, "embed": max(0.0, embed - decode), "write": max(0.0, total - max(embed, decode))}
+
+
+def _describe(recipe: Recipe, index: int):
+    m = recipe.embed[index]
+    return describe_embedder(
+        m.model, device=recipe.resources.device, runtime=m.runtime, precision=m.precision, preprocess=m.preprocess
+    )
+
+
+def _cpu_seconds() -> float:
+    """CPU time of this actor and its decoder children, in seconds."""
+    me = psutil.Process(os.getpid())
+    return sum(sum(p.cpu_times()[:2]) for p in (me, *me.children(recursive=True)))

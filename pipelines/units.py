@@ -1,0 +1,58 @@
+"""Units of work: how pending assets are cut for the actors.
+
+A unit is a few row numbers of `assets`, so a million assets are a few megabytes in the driver. Units start small, so that the
+first rows are committed within seconds, and grow, so that fragments are few. A task makes all of a unit's rows or none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import pyarrow as pa
+
+from pipelines.lake import Lake
+
+FIRST_UNIT, LARGEST_UNIT = 16, 1024  # in images' worth of work
+VIDEO_COST = 24  # a short video, in images
+
+
+def asset_costs(media_type: pa.Array, size: pa.Array) -> np.ndarray:
+    """Rough work of each asset in images' worth: 1 for a still, growing with its bytes for a video. float64 (N,)."""
+    video = np.array([t != "image" for t in media_type.to_pylist()], dtype=bool)
+    size_mb = np.nan_to_num(size.cast(pa.float64()).to_numpy(zero_copy_only=False)) / 2**20
+    return np.where(video, VIDEO_COST + 8 * size_mb, 1 + size_mb / 4)
+
+
+def cut_units(
+    batches: Iterable[pa.RecordBatch], first: float = FIRST_UNIT, largest: float = LARGEST_UNIT
+) -> Iterator[pa.Table]:
+    """Cuts pending assets (with `_rowid`, media_type, size and, in a retry, attempt) into units of about equal work.
+
+    Yields tables of row_id (uint64) and attempt (int32, from 1).
+    """
+    rows: list[int] = []
+    attempts: list[int] = []
+    budget, filled = float(first), 0.0
+    for batch in batches:
+        costs = asset_costs(batch["media_type"], batch["size"])
+        tries = batch["attempt"].to_pylist() if "attempt" in batch.schema.names else [0] * batch.num_rows
+        for row, cost, attempt in zip(batch["_rowid"].to_pylist(), costs, tries):
+            if rows and filled + cost > budget:
+                yield _unit(rows, attempts)
+                rows, attempts, filled, budget = [], [], 0.0, min(budget * 2, largest)
+            rows.append(row)
+            attempts.append(attempt + 1)
+            filled += cost
+    if rows:
+        yield _unit(rows, attempts)
+
+
+def read_unit(lake: Lake, version: int, unit: pa.Table) -> pa.Table:
+    """The asset rows of a unit, at the version of `assets` that it was cut from, with their attempt."""
+    rows = lake.take("assets", unit["row_id"].to_pylist(), version)
+    return rows.append_column("attempt", unit["attempt"])
+
+
+def _unit(rows: list[int], attempts: list[int]) -> pa.Table:
+    return pa.table({"row_id": pa.array(rows, pa.uint64()), "attempt": pa.array(attempts, pa.int32())})
