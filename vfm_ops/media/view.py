@@ -26,8 +26,8 @@ class View:
 
     height, width: of the result in pixels (for `naflex`: unused).
     fit: `crop` resizes the shorter side to size / crop_pct and takes the centre; `squash` ignores the aspect ratio;
-        `letterbox` keeps it and pads right and bottom with `pad`; `naflex` keeps it with at most `max_patches` patches of
-        `patch` pixels (SigLIP 2's rule: the largest scale whose ceil-ed grid fits).
+        `letterbox` keeps it and pads right and bottom with `pad`; `naflex` keeps it with at most `max_patches` patches
+        of `patch` pixels (SigLIP 2's rule: the largest scale whose ceil-ed grid fits).
     interpolation: `area` is OpenCV's (fast, box-filtered when shrinking); the others are Pillow's antialiased filters,
         which is what the models' own processors use.
     """
@@ -42,7 +42,7 @@ class View:
     max_patches: int = 256
 
     def apply(self, rgb: np.ndarray) -> np.ndarray:
-        """rgb: uint8 (H, W, 3). Returns uint8 (height, width, 3), contiguous; for `naflex` (h, w, 3) of whole patches."""
+        """rgb: uint8 (H, W, 3). Returns uint8 (height, width, 3); for `naflex` (h, w, 3) of whole patches."""
         h, w = rgb.shape[:2]
         if self.fit == "crop":
             scale = max(self.height, self.width) / self.crop_pct / min(h, w)
@@ -61,7 +61,7 @@ class View:
 
 
 def naflex_size(height: int, width: int, patch: int, max_patches: int) -> tuple[int, int]:
-    """The largest size of whole patches with the image's aspect ratio and at most max_patches patches (SigLIP 2, NaFlex).
+    """The largest size of at most max_patches whole patches with the image's aspect ratio (SigLIP 2, NaFlex).
 
     Binary search on the scale, as transformers' Siglip2ImageProcessor does, so that the grids agree.
     """

@@ -1,0 +1,196 @@
+"""Where an item's encoded bytes lie: a file, a byte range of a file (a tar member), an object in a store, or memory.
+
+Whatever it is, it reads as bytes (stills) or as a seekable binary file (videos). Object stores go through pyarrow.fs,
+which is imported only when a URL needs it: a decoder process that reads local files stays small.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, BinaryIO, cast
+from urllib.parse import unquote, urlsplit
+
+from vfm_ops.errors import MediaError
+
+
+@dataclass(frozen=True)
+class MediaSource:
+    """One item's encoded bytes.
+
+    uri: plain path, file:// URL, or any URL that pyarrow.fs opens (s3://, gs://, ...).
+    offset, length: byte range inside it, for members of uncompressed archives; both or neither.
+    data: the bytes themselves (a parquet cell, an upload); then `uri` is only a name for messages.
+    """
+
+    uri: str
+    offset: int | None = None
+    length: int | None = None
+    data: bytes | None = None
+
+    def __post_init__(self) -> None:
+        if (self.offset is None) != (self.length is None):
+            raise ValueError("a byte range needs both offset and length")
+        if self.offset is not None and (self.offset < 0 or cast(int, self.length) < 0):
+            raise ValueError(f"offset and length must not be negative: {self.offset}, {self.length}")
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        return self.uri if self.offset is None else f"{self.uri} (bytes {self.offset}+{self.length})"
+
+    @property
+    def path(self) -> str | None:
+        """The local path of the file that holds the bytes, or None when they lie in a store or in memory."""
+        if self.data is not None:
+            return None
+        parts = urlsplit(self.uri)
+        if parts.scheme == "file" and parts.netloc in ("", "localhost"):
+            return unquote(parts.path)
+        return None if "://" in self.uri else self.uri
+
+    def size(self) -> int:
+        """Encoded size in bytes. Raises MediaError('missing' | 'unreadable')."""
+        if self.data is not None:
+            return len(self.data)
+        if self.length is not None:
+            return self.length
+        with _as_media_error(self):
+            if self.path is not None:
+                return os.stat(self.path).st_size
+            filesystem, inner = _filesystem(self.uri)
+            size = filesystem.get_file_info(inner).size
+        if size is None:
+            raise MediaError("missing", f"{self.name} does not exist; check the path, or ingest again.")
+        return int(size)
+
+    def head(self, count: int = 512) -> bytes:
+        """The first `count` bytes (fewer when it is shorter), enough to sniff the format."""
+        if self.data is not None:
+            return self.data[:count]
+        with _as_media_error(self), self.open() as file:
+            return file.read(count)
+
+    def read(self, max_bytes: int) -> bytes:
+        """All bytes. Raises MediaError('empty' | 'too_large' | 'missing' | 'unreadable' | 'truncated')."""
+        if self.data is None and self.offset is None and self.path is not None:
+            data = self._read_local(self.path, max_bytes)
+        else:
+            self._check(self.size(), max_bytes)
+            with _as_media_error(self), self.open() as file:
+                data = file.read()
+        if self.length is not None and len(data) < self.length:
+            raise MediaError("truncated", f"{self.name} ends after {len(data)} bytes: the archive is cut short.")
+        self._check(len(data), max_bytes)
+        return data
+
+    def open(self) -> BinaryIO:
+        """A seekable binary file over exactly these bytes. Raises MediaError('missing' | 'unreadable')."""
+        if self.data is not None:
+            return io.BytesIO(self.data)
+        with _as_media_error(self):
+            if self.path is not None:
+                raw: Any = open(self.path, "rb")  # noqa: SIM115 (the caller closes it)
+            else:
+                filesystem, inner = _filesystem(self.uri)
+                raw = filesystem.open_input_file(inner)
+        if self.offset is None or self.length is None:
+            return cast(BinaryIO, raw)
+        return cast(BinaryIO, io.BufferedReader(_ByteRange(raw, self.offset, self.length), 64 * 1024))
+
+    def _read_local(self, path: str, max_bytes: int) -> bytes:
+        # One open, one fstat, one read: this is the hot path of a corpus of small files.
+        with _as_media_error(self):
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                size = os.fstat(descriptor).st_size
+                self._check(size, max_bytes)
+                with os.fdopen(descriptor, "rb", buffering=0, closefd=False) as file:
+                    return file.read()
+            finally:
+                os.close(descriptor)
+
+    def _check(self, size: int, max_bytes: int) -> None:
+        if size == 0:
+            raise MediaError("empty", f"{self.name} is empty (0 bytes); copy or download it again.")
+        if size > max_bytes:
+            raise MediaError(
+                "too_large", f"{self.name} has {size:,} bytes, over the limit of {max_bytes:,}; raise it in `limits`."
+            )
+
+
+class _ByteRange(io.RawIOBase):
+    """A window of a seekable file, read-only."""
+
+    def __init__(self, file: Any, offset: int, length: int) -> None:
+        self._file, self._offset, self._length, self._at = file, offset, length, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._length}[whence]
+        self._at = max(0, base + offset)
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        count = max(0, min(len(buffer), self._length - self._at))
+        self._file.seek(self._offset + self._at)
+        data = self._file.read(count)
+        buffer[: len(data)] = data
+        self._at += len(data)
+        return len(data)
+
+    def close(self) -> None:
+        if not self.closed:
+            self._file.close()
+        super().close()
+
+
+class _as_media_error:
+    """Turns the operating system's or the store's errors into a MediaError that names the source."""
+
+    def __init__(self, source: MediaSource) -> None:
+        self._source = source
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, FileNotFoundError):
+            message = f"{self._source.name} does not exist; check the path, or ingest again."
+            raise MediaError("missing", message) from error
+        if isinstance(error, IsADirectoryError):
+            raise MediaError("not_media", f"{self._source.name} is a directory, not a file.") from error
+        if isinstance(error, OSError):
+            reason = error.strerror or str(error).splitlines()[0]
+            raise MediaError("unreadable", f"{self._source.name} can't be read: {reason}.") from error
+
+
+@lru_cache(maxsize=64)
+def _store(scheme_and_host: str) -> Any:
+    import pyarrow.fs
+
+    return pyarrow.fs.FileSystem.from_uri(scheme_and_host)[0]
+
+
+def _filesystem(uri: str) -> tuple[Any, str]:
+    """pyarrow filesystem and the path inside it; one filesystem a bucket, since opening one resolves credentials."""
+    import pyarrow as pa
+    import pyarrow.fs
+
+    try:
+        if "?" in uri or uri.startswith("file:"):
+            return pyarrow.fs.FileSystem.from_uri(uri)
+        parts = urlsplit(uri)
+        return _store(f"{parts.scheme}://{parts.netloc}"), parts.netloc + parts.path
+    except pa.ArrowInvalid as error:
+        raise MediaError("unreadable", f"{uri} is no URL that can be opened: {error}.") from error
