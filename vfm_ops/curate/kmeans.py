@@ -204,7 +204,7 @@ def kmeans(
     if map_blocks is None:
         if source is None:
             raise UsageError("k-means needs vectors: give an array, a callable that yields arrays, or map_blocks")
-        map_blocks = local_map(source, options.workers or _cores())
+        map_blocks = local_map(source, options.workers or available_cores())
     stats = survey(map_blocks, options.metric)
     _check_k(k, stats, centroids_KD)
     start_KD = centroids_KD if centroids_KD is not None else _start(map_blocks, stats, k, options)
@@ -234,7 +234,8 @@ def assign(
     return np.concatenate([part[1] for part in parts]), np.concatenate([part[2] for part in parts])
 
 
-def _cores() -> int:
+def available_cores() -> int:
+    """Cores that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

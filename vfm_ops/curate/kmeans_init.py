@@ -8,6 +8,7 @@ from vfm_ops.curate.blocks import one_torch_thread, row_uniform
 from vfm_ops.curate.kernels import assign_block
 from vfm_ops.errors import UsageError
 
+_GRAM_ROWS = 6000
 INITS = ("auto", "k-means++", "k-means||", "random")
 
 
@@ -36,6 +37,8 @@ def kmeans_plus_plus(x_ND: np.ndarray, weight_N: np.ndarray, k: int, rng: np.ran
     drawn by weight among the rows not yet taken. Returns int64 (k,), distinct.
     """
     square_N = np.einsum("nd,nd->n", x_ND, x_ND)
+    # One matrix product for all pairs where it fits: k matrix-vector products are bound by memory.
+    gram_NN = x_ND @ x_ND.T if len(x_ND) <= _GRAM_ROWS else None
     weight_N = np.asarray(weight_N, np.float64)
     free_N = np.ones(len(x_ND), bool)
     nearest_N = np.full(len(x_ND), np.inf, np.float32)
@@ -44,7 +47,8 @@ def kmeans_plus_plus(x_ND: np.ndarray, weight_N: np.ndarray, k: int, rng: np.ran
     for i in range(k):
         picks[i] = pick = _draw(mass_N, weight_N * free_N, rng)
         free_N[pick] = False
-        gap_N = square_N - 2.0 * (x_ND @ x_ND[pick]) + square_N[pick]
+        inner_N = gram_NN[pick] if gram_NN is not None else x_ND @ x_ND[pick]
+        gap_N = square_N - 2.0 * inner_N + square_N[pick]
         np.minimum(nearest_N, np.maximum(gap_N, 0.0), out=nearest_N)
         # Rounding leaves crumbs where the distance is 0; they must not be drawn.
         mass_N = np.where(free_N & (nearest_N > 1e-6 * square_N), weight_N * nearest_N, 0.0)
@@ -67,6 +71,7 @@ def scalable_kmeans(
     further rows if the rounds found fewer than k.
     """
     seed = int(rng.integers(2**31))
+    rounds = max(rounds, int(np.ceil(1.5 / oversampling)))
     take = max(1, int(np.ceil(oversampling * k)))
     candidates = [int(rng.integers(len(x_ND)))]
     owner_N = np.zeros(len(x_ND), np.int64)
@@ -74,12 +79,12 @@ def scalable_kmeans(
     new = np.array(candidates)
     rows_N = np.arange(len(x_ND))
     with one_torch_thread():
-        for turn in range(max(rounds, int(np.ceil(1.5 / oversampling))) + 1):
+        for turn in range(rounds + 1):
             label_N, square_N = assign_block(x_ND, x_ND[new], precision=precision)
             closer_N = square_N < nearest_N
             owner_N[closer_N] = label_N[closer_N] + len(candidates) - len(new)
             nearest_N[closer_N] = square_N[closer_N]
-            if turn == max(rounds, int(np.ceil(1.5 / oversampling))):
+            if turn == rounds:
                 break
             # Exponential races: the `take` smallest of -ln(u) / d^2 are a draw without replacement by d^2.
             with np.errstate(divide="ignore"):
@@ -90,8 +95,8 @@ def scalable_kmeans(
                 break
             candidates.extend(new.tolist())
     weight = np.bincount(owner_N, minlength=len(candidates)).astype(np.float64)
-    rows = np.unique(np.array(candidates), return_index=True)
-    index, weight = rows[0], weight[rows[1]]
+    index, first = np.unique(np.array(candidates), return_index=True)
+    weight = weight[first]
     if len(index) < k:
         rest = np.setdiff1d(rows_N, index)
         index = np.concatenate([index, rng.choice(rest, k - len(index), replace=False)])
