@@ -1,0 +1,32 @@
+"""The pocket models: small ones of our own that ship with the package, so that a machine without network sees, finds and follows.
+
+Each is a directory in its library's own format under `weights/`, with its card (README.md): trained on `vfm_ops.world` by
+`python -m jobs.pocket NAME`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from vfm_ops.errors import UsageError, WeightsUnavailable
+
+# family of a model spec -> directory: `clip:pocket`, `owlvit:pocket`, `sam2:pocket`, `timm:pocket`.
+POCKET = {"clip": "pocket-clip", "owlvit": "pocket-owl", "sam2": "pocket-sam2", "timm": "pocket-dino"}
+WEIGHTS = Path(__file__).parent / "weights"
+
+
+def pocket_path(name: str) -> Path:
+    """Directory of a shipped model.
+
+    name: `pocket-clip`, `pocket-owl`, `pocket-sam2`, `pocket-dino`, or the family of a spec (`clip`, `owlvit`, `sam2`, `timm`).
+    Raises UsageError for another name, WeightsUnavailable when the installation lacks the files.
+    """
+    directory = POCKET.get(name, name)
+    if directory not in POCKET.values():
+        raise UsageError(f"there is no pocket model {name!r}; there are {', '.join(POCKET.values())}")
+    path = WEIGHTS / directory
+    if not (path / "config.json").is_file():
+        raise WeightsUnavailable(
+            f"{directory} is missing from {WEIGHTS}; reinstall vfm-pipelines, or train it: python -m jobs.pocket {directory}"
+        )
+    return path

@@ -1,0 +1,186 @@
+"""pocket-clip: a CLIP of 1.4 M parameters (96 px, patch 12) in transformers' format, trained on captions of the world.
+
+Loss: InfoNCE of images and sentences, plus, for each role (colour, texture, shape), cross-entropy of the image against that
+role's words alone ("something red"): the words are learnt from one another's combinations, so unseen ones compose.
+Legend: B images, D embedding, V words of a role.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vfm_ops.pocket.text import CONTEXT, make_tokenizer
+from vfm_ops.pocket.train import MEAN, STD, Log, adamw, cosine_lr, descend, stream, to_pixels
+from vfm_ops.pretrain.losses.info_nce import info_nce
+from vfm_ops.world.captions import caption, free_phrase
+from vfm_ops.world.scene import Scene, World, image
+from vfm_ops.world.vocabulary import COLOURS, SHAPES, TEXTURES, held_out_kinds, with_article
+
+SIZE, PATCH, PROJECTION = 96, 12, 128
+ROLES = {"colour": tuple(COLOURS), "texture": TEXTURES, "shape": SHAPES}
+_TEMPLATES = {"colour": "something {}", "texture": "something {}", "shape": "a {}"}
+SINGLE = World(height=SIZE, width=SIZE, objects=(1, 1), radius=(0.13, 0.42), overlap=0.2)
+SEVERAL = World(height=SIZE, width=SIZE, objects=(2, 3), radius=(0.11, 0.26), overlap=0.2)
+
+
+def make_model(tokenizer: Any, width: int = 128, depth: int = 4, text_depth: int = 2) -> Any:
+    """A transformers CLIPModel, randomly initialised, for this tokenizer."""
+    from transformers import CLIPConfig, CLIPModel
+
+    ids = dict(bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
+    text = dict(
+        vocab_size=len(tokenizer), hidden_size=128, intermediate_size=512, num_hidden_layers=text_depth,
+        num_attention_heads=4, max_position_embeddings=CONTEXT, hidden_act="gelu", **ids,
+    )  # fmt: skip
+    vision = dict(
+        hidden_size=width, intermediate_size=4 * width, num_hidden_layers=depth, num_attention_heads=width // 32,
+        image_size=SIZE, patch_size=PATCH, hidden_act="gelu",
+    )  # fmt: skip
+    return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=PROJECTION))
+
+
+def make_batch(seed: int, batch: int, index: int, several: float = 0.4) -> dict[str, np.ndarray]:
+    """Batch `index`: images with pairwise different captions, and each role's shares of words.
+
+    Returns rgb uint8 (B, H, W, 3), captions (B strings), and float32 (B, V) per role, rows summing to 1.
+    """
+    worlds = World(**{**vars(SINGLE), "seed": seed}), World(**{**vars(SEVERAL), "seed": seed + 1})
+    rng = np.random.default_rng((seed, 7, index))
+    scenes: list[Scene] = []
+    captions: dict[str, None] = {}
+    item = index * batch * 2
+    while len(scenes) < batch:
+        scene = image(worlds[int(rng.random() < several)], item)
+        item += 1
+        alone = len(scene.things) == 1 and rng.random() < 0.25
+        text = with_article(free_phrase(scene, 0, rng)) if alone else caption(scene, rng)
+        if text not in captions:
+            captions[text] = None
+            scenes.append(scene)
+    out: dict[str, Any] = {"rgb": np.stack([s.rgb for s in scenes]), "captions": list(captions)}
+    for role, words in ROLES.items():
+        out[role] = np.zeros((batch, len(words)), np.float32)
+        for row, scene in zip(out[role], scenes, strict=True):
+            for thing in scene.things:
+                row[words.index(getattr(thing.kind, role))] += 1 / len(scene.things)
+    return out
+
+
+def encode_text(model: Any, tokenizer: Any, texts: list[str], context: int = CONTEXT) -> Tensor:
+    """L2-normalised text embeddings, float32 (len(texts), D)."""
+    tokens = tokenizer(texts, padding=True, truncation=True, max_length=context, return_tensors="pt")
+    pooled = model.text_model(**tokens).pooler_output
+    return F.normalize(model.text_projection(pooled).float(), dim=-1)
+
+
+def encode_image(model: Any, rgb_BHWC: np.ndarray) -> Tensor:
+    """L2-normalised image embeddings, float32 (B, D), of uint8 images that already have the model's size."""
+    pooled = model.vision_model(to_pixels(rgb_BHWC)).pooler_output
+    return F.normalize(model.visual_projection(pooled).float(), dim=-1)
+
+
+def clip_losses(model: Any, tokenizer: Any, batch: dict[str, Any]) -> dict[str, Tensor]:
+    """InfoNCE over captions and, per role, cross-entropy of images against the role's words."""
+    role_texts = [_TEMPLATES[role].format(word) for role, words in ROLES.items() for word in words]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        image_BD = encode_image(model, batch["rgb"])
+        text_ND = encode_text(model, tokenizer, batch["captions"] + role_texts)
+    scale = model.logit_scale.exp()
+    b = len(image_BD)
+    losses = {"nce": info_nce(image_BD, text_ND[:b], scale)}
+    start = b
+    for role, words in ROLES.items():
+        logits_BV = scale * image_BD @ text_ND[start : start + len(words)].T
+        losses[role] = F.cross_entropy(logits_BV, torch.from_numpy(batch[role]))
+        start += len(words)
+    return losses
+
+
+def train(
+    steps: int = 2000, batch: int = 128, lr: float = 1.5e-3, seed: int = 0, workers: int = 1, width: int = 128, depth: int = 4,
+    say: Any = print, checkpoint: Path | None = None,
+) -> tuple[Any, Any]:  # fmt: skip
+    """Trains pocket-clip. Returns (model, tokenizer). checkpoint: directory rewritten every 500 steps."""
+    torch.manual_seed(seed)
+    tokenizer = make_tokenizer()
+    model = make_model(tokenizer, width, depth)
+    optimiser, log = adamw(model, lr), Log(50, say)
+    make = _Maker(seed, batch)
+    for step, item in enumerate(stream(make, steps, workers)):
+        losses = clip_losses(model, tokenizer, item)
+        loss = losses["nce"] + 0.5 * (losses["colour"] + losses["texture"] + losses["shape"])
+        descend(model, optimiser, loss, cosine_lr(step, steps, lr))
+        with torch.no_grad():
+            model.logit_scale.clamp_(0, np.log(100))
+        log.add(step, **{k: v.item() for k, v in losses.items()}, scale=model.logit_scale.exp().item())
+        if checkpoint is not None and step % 500 == 499:
+            say(str(evaluate(model, tokenizer, images=256)))
+            save(model, tokenizer, checkpoint)
+    return model.eval(), tokenizer
+
+
+class _Maker:
+    def __init__(self, seed: int, batch: int) -> None:
+        self.seed, self.batch = seed, batch
+
+    def __call__(self, index: int) -> dict[str, Any]:
+        return make_batch(self.seed, self.batch, index)
+
+
+def save(model: Any, tokenizer: Any, directory: Path) -> None:
+    """Writes model, tokenizer and image processor, loadable by CLIPModel / CLIPProcessor.from_pretrained."""
+    from transformers import CLIPImageProcessor
+
+    from vfm_ops.pocket.train import save_half
+
+    save_half(model, directory)
+    tokenizer.save_pretrained(directory)
+    size = {"height": SIZE, "width": SIZE}
+    CLIPImageProcessor(
+        size=size, crop_size=size, do_center_crop=False, image_mean=list(MEAN), image_std=list(STD)
+    ).save_pretrained(directory)
+
+
+@torch.inference_mode()
+def evaluate(model: Any, tokenizer: Any, images: int = 640, gallery: int = 500, seed: int = 10_001) -> dict[str, float]:
+    """Held-out quality: zero-shot accuracy over the 64 held-out kinds; text-to-image recall@1 in a gallery of pairs and triples.
+
+    images: single things of held-out kinds on held-out backgrounds. gallery: images of 2-3 such things with different captions.
+    """
+    was_training = model.training
+    model.eval()
+    kinds = held_out_kinds()
+    text_KD = encode_text(model, tokenizer, [f"a photo of {with_article(k.phrase())}" for k in kinds])
+    single = World(**{**vars(SINGLE), "seed": seed, "split": "heldout"})
+    scenes = [image(single, i) for i in range(images)]
+    image_ND = _encode_scenes(model, scenes)
+    truth = torch.tensor([kinds.index(s.things[0].kind) for s in scenes])
+    accuracy = ((image_ND @ text_KD.T).argmax(1) == truth).float().mean().item()
+    scenes, captions = gallery_of(gallery, seed)
+    text_GD = torch.cat([encode_text(model, tokenizer, captions[i : i + 128]) for i in range(0, gallery, 128)])
+    recall = ((text_GD @ _encode_scenes(model, scenes).T).argmax(1) == torch.arange(gallery)).float().mean().item()
+    model.train(was_training)
+    return {"zero-shot accuracy, 64 held-out kinds": accuracy, f"text-to-image recall@1 of {gallery}": recall}
+
+
+def gallery_of(n: int, seed: int) -> tuple[list[Scene], list[str]]:
+    """n held-out images of two or three things, with pairwise different canonical captions."""
+    world = World(**{**vars(SEVERAL), "seed": seed, "split": "heldout"})
+    found: dict[str, Scene] = {}
+    item = 0
+    while len(found) < n:
+        scene = image(world, item)
+        found.setdefault(caption(scene), scene)
+        item += 1
+    return list(found.values()), list(found)
+
+
+def _encode_scenes(model: Any, scenes: list[Scene]) -> Tensor:
+    chunks = [scenes[i : i + 128] for i in range(0, len(scenes), 128)]
+    return torch.cat([encode_image(model, np.stack([s.rgb for s in chunk])) for chunk in chunks])
