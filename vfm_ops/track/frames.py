@@ -1,0 +1,104 @@
+"""Frames in, masks out: a decoder's uint8 frame -> the model's normalised square, and what a tracked frame returns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vfm_ops.errors import MediaError, UsageError
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class FramePreprocessor:
+    """SAM 2's: resize to a square whatever the aspect ratio (bilinear, antialiased), scale to 0-1, normalise."""
+
+    image_size: int
+    mean: Sequence[float] = IMAGENET_MEAN
+    std: Sequence[float] = IMAGENET_STD
+
+    def __call__(self, rgb: np.ndarray, device: str | torch.device = "cpu") -> Tensor:
+        """rgb: uint8 (H, W, 3). Returns float32 (1, 3, S, S)."""
+        from torchvision.transforms.v2 import functional as TF
+
+        pixels = torch.from_numpy(np.ascontiguousarray(rgb)).permute(2, 0, 1)[None].to(device)
+        pixels = TF.resize(pixels, [self.image_size, self.image_size], TF.InterpolationMode.BILINEAR, antialias=True)
+        mean = torch.tensor(self.mean, device=pixels.device).view(1, 3, 1, 1) * 255
+        std = torch.tensor(self.std, device=pixels.device).view(1, 3, 1, 1) * 255
+        return (pixels.float() - mean) / std
+
+
+def checked_rgb(rgb: np.ndarray) -> np.ndarray:
+    """The frame itself; UsageError unless it is uint8 (H, W, 3) with a pixel in it."""
+    if not isinstance(rgb, np.ndarray) or rgb.dtype != np.uint8 or rgb.ndim != 3 or rgb.shape[2] != 3 or rgb.size == 0:
+        found = f"{rgb.dtype} {rgb.shape}" if isinstance(rgb, np.ndarray) else type(rgb).__name__
+        raise UsageError(f"a frame must be a uint8 array of shape (height, width, 3), RGB; this one is {found}")
+    return rgb
+
+
+def check_resolution(known: tuple[int, int] | None, frame: tuple[int, int], frame_index: int) -> None:
+    """A stream may change its resolution (adaptive streaming does) but not its shape: the model sees a square.
+
+    known, frame: (height, width). MediaError('resolution_change') when the aspect ratio differs by more than 1 %.
+    """
+    if known is None:
+        return
+    ratio = (frame[0] * known[1]) / (frame[1] * known[0])
+    if abs(ratio - 1) > 0.01:
+        raise MediaError(
+            "resolution_change",
+            f"frame {frame_index} is {frame[1]} x {frame[0]} but the video began as {known[1]} x {known[0]}: "
+            "start a new tracker at the change, or resize the frames",
+        )
+
+
+@dataclass(frozen=True)
+class FrameMasks:
+    """The objects of one frame, in the order in which they were first prompted.
+
+    logits_Nhw: float32 mask logits at a quarter of the model's input. object_logits_N: object score logits, positive
+    where the object is on the frame. iou_N: predicted IoU of each mask. size: (height, width) of the frame.
+    """
+
+    frame_index: int
+    object_ids: list[int]
+    logits_Nhw: Tensor
+    object_logits_N: Tensor
+    iou_N: Tensor
+    size: tuple[int, int]
+
+    @property
+    def visible(self) -> np.ndarray:
+        """bool (N,): whether the model thinks that the object is on the frame."""
+        return (self.object_logits_N > 0).cpu().numpy()
+
+    @property
+    def scores(self) -> np.ndarray:
+        """float32 (N,) in 0-1: probability that the object is there, times the predicted IoU of its mask."""
+        return (self.object_logits_N.sigmoid() * self.iou_N.clamp(0, 1)).cpu().numpy()
+
+    def masks(self, at_once: int = 16) -> np.ndarray:
+        """bool (N, height, width): logits resized to the frame (bilinear) and cut at 0."""
+        out = np.zeros((len(self.object_ids), *self.size), bool)
+        for start in range(0, len(out), at_once):
+            logits = self.logits_Nhw[start : start + at_once, None]
+            full = F.interpolate(logits, size=self.size, mode="bilinear", align_corners=False)
+            out[start : start + at_once] = (full[:, 0] > 0).cpu().numpy()
+        return out
+
+    def mask(self, object_id: int) -> np.ndarray:
+        """bool (height, width) of one object; UsageError when it is not tracked."""
+        if object_id not in self.object_ids:
+            raise UsageError(f"object {object_id} is not tracked on frame {self.frame_index}: {self.object_ids}")
+        at = self.object_ids.index(object_id)
+        one = FrameMasks(
+            self.frame_index, [object_id], *(t[at : at + 1] for t in (self.logits_Nhw, self.object_logits_N, self.iou_N)), self.size
+        )
+        return one.masks()[0]
