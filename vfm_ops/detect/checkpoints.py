@@ -94,9 +94,11 @@ def load_pretrained(model_class: Any, folder: Path, family: str) -> Any:
 
     Raises UsageError when weights are missing or have other shapes, or when the file can't be read.
     """
+    from safetensors import SafetensorError
+
     try:
         model, info = model_class.from_pretrained(folder, output_loading_info=True, local_files_only=True)
-    except (OSError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         raise WeightsUnavailable(f"{family}:{folder} can't be loaded: {str(error).splitlines()[0]}") from error
     missing = sorted(info["missing_keys"])
     if missing:

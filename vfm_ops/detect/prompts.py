@@ -48,7 +48,7 @@ def prompts_per_image(prompts: Prompts, images: int) -> list[list[str]]:
     return result
 
 
-def _split_items(items: Sequence[str], where: str) -> list[str]:
+def _split_items(items: Sequence[object], where: str) -> list[str]:
     parts: list[str] = []
     for item in items:
         if not isinstance(item, str):
