@@ -65,12 +65,15 @@ class DecordDecoder:
                     f"{self._source.name}: decord counts {len(reader)} frames, demuxing {count}; use decoder: pyav."
                 )
                 raise MediaError("unsupported", message)
-            for index in self._plan.wanted.tolist():
-                pixels = reader[index].asnumpy()
+            # In order, frame by frame: its seeking is not exact where groups of pictures are open.
+            wanted = set(self._plan.wanted.tolist())
+            for index in range(max(wanted, default=-1) + 1):
+                picture = reader.next()
                 if tick is not None:
                     tick()
-                given += 1
-                yield index, self._turn(pixels)
+                if index in wanted:
+                    given += 1
+                    yield index, self._turn(picture.asnumpy())
         except decord.DECORDError as error:
             raise MediaError("damaged", _damage(self._source, given, str(error).splitlines()[-1])) from error
         _check_complete(self._source, self._probe, given, len(self._plan.wanted))
@@ -88,11 +91,13 @@ def dense_backend_reads(backend: str, source: MediaSource, probe: Probe) -> str 
         return "the file is cut short or edited, which PyAV alone follows"
     if probe.streams > 1:
         return "the file holds several video streams and it may take another one"
+    if "av1" in probe.codec or "dav1d" in probe.codec:
+        return "its build can't be relied on to read AV1"
     if backend == "decord":
+        if not any(name in probe.container for name in ("mp4", "matroska")):
+            return "it numbers frames exactly in MP4, MOV, MKV and WebM only"
         if not probe.ordered:
             return "the file has no reliable times, and it finds frames by them"
-        if "av1" in probe.codec or "dav1d" in probe.codec:
-            return "it can't read AV1"
         if not _importable("decord"):
             return "it is not installed (pip install decord)"
         if probe.rotation % 360 == 180:

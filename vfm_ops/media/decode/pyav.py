@@ -19,6 +19,10 @@ from vfm_ops.media.source import MediaSource
 THUMBNAIL_HEIGHT, THUMBNAIL_WIDTH = 27, 48
 # Reading past this many packets costs less than a seek, which starts a fresh read of the file.
 _READ_ON = 64
+# Decoders that leave out exactly the unreferenced pictures, packet by packet (dav1d settles it once, when it opens).
+_SKIPPING_CODECS = frozenset(
+    {"h264", "hevc", "mpeg4", "mpeg1video", "mpeg2video", "msmpeg4", "msmpeg4v2", "vc1", "wmv3"}
+)
 
 
 class DecodedFrame:
@@ -124,10 +128,11 @@ class _Walk:
         context, wanted = self._stream.codec_context, self._plan.needed
         last = int(self._plan.wanted[-1]) if len(self._plan.wanted) else -1
         runs = list(zip(self._plan.starts.tolist(), self._plan.stops.tolist()))
+        may_skip = self._probe.ordered and context.name in _SKIPPING_CODECS
         for number, (start, stop) in enumerate(runs):
             skipping = False
             for position, packet in self._run(start, stop):
-                skip = self._probe.ordered and not wanted[position]
+                skip = may_skip and not wanted[position]
                 if skip != skipping:
                     context.skip_frame, skipping = ("NONREF" if skip else "DEFAULT"), skip
                 yield from self._keep(context.decode(packet))

