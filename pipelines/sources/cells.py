@@ -7,7 +7,8 @@ nothing twice; going back starts the row group again.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -15,6 +16,7 @@ import pyarrow.parquet as pq
 
 from pipelines.lake.lake import filesystem
 from vfm_ops.errors import MediaError
+from vfm_ops.media.source import MediaSource
 
 _OPEN_TABLES = 8
 _BATCH_ROWS = 32
@@ -58,6 +60,19 @@ class RowReader:
             self._tables[key] = _LanceCells(uri, column) if container == "lance" else _ParquetCells(uri, column)
         self._tables.move_to_end(key)
         return self._tables[key]
+
+
+def media_source(asset: Mapping[str, Any], reader: RowReader) -> MediaSource:
+    """Where the bytes of a row of `assets` (uri, member, container, offset, length) lie; those of a cell are read.
+
+    MediaError as RowReader.read.
+    """
+    if asset["container"] in ("parquet", "lance"):
+        name = f"{asset['uri']}#{asset['member']}"
+        return MediaSource(name, data=reader.read(asset["uri"], asset["member"], asset["container"]))
+    if asset["container"] is not None:
+        return MediaSource(asset["uri"], asset["offset"], asset["length"])
+    return MediaSource(asset["uri"])
 
 
 class _ParquetCells:

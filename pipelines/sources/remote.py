@@ -25,6 +25,7 @@ from pipelines.sources.kinds import SNIFF_BYTES, container_of, extension, media_
 from pipelines.sources.rows import BATCH_ROWS, TEXT_BYTES, AssetRows, ListingOptions, Tally, clean_text, parent_name
 from vfm_ops.errors import UsageError
 
+PAGE_OBJECTS = 1000  # the most that S3 gives in one answer
 _MAGIC = re.compile(r"[*?\[]")
 
 
@@ -153,7 +154,7 @@ def read_object(uri: str, count: int) -> bytes:
 
 def _sidecar(uri: str) -> str | None:
     try:
-        return clean_text(read_object(uri.rpartition(".")[0] + ".txt", TEXT_BYTES))
+        return clean_text(read_object(posixpath.splitext(uri)[0] + ".txt", TEXT_BYTES))
     except FileNotFoundError:
         return None
 
@@ -175,7 +176,9 @@ def _s3_pages(root: str) -> Iterator[list[StoredObject]]:
     endpoint = os.environ.get("AWS_ENDPOINT_URL") or os.environ.get("AWS_ENDPOINT")
     client = boto3.client("s3", endpoint_url=endpoint)
     try:
-        for page in client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
+        for page in client.get_paginator("list_objects_v2").paginate(
+            Bucket=bucket, Prefix=prefix, PaginationConfig={"PageSize": PAGE_OBJECTS}
+        ):
             yield [
                 StoredObject(
                     f"s3://{bucket}/{o['Key']}", o["Size"], f"{int(o['LastModified'].timestamp())}-{o['Size']}"

@@ -143,7 +143,7 @@ def printable(name: str) -> str:
 def read_sidecar(path: str) -> str | None:
     """Text of NAME.txt beside NAME.ext, without surrounding blanks; None where there is none."""
     try:
-        with open(path.rpartition(".")[0] + ".txt", "rb") as file:
+        with open(os.path.splitext(path)[0] + ".txt", "rb") as file:
             return clean_text(file.read(TEXT_BYTES))
     except OSError:
         return None

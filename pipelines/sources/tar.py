@@ -30,6 +30,7 @@ from pipelines.sources.rows import (
 
 # Members of one sample; a shard that is a flat folder without dots in names must not be held as one sample.
 SAMPLE_MEMBERS = 64
+_FIRST_ROWS = 64  # the first rows of a slow archive don't wait for a full batch
 _TEXTS = frozenset({"txt", "cls", "json"})
 _BLOCK = 512
 
@@ -43,11 +44,12 @@ def list_tar(
     archive's with its place, so that a rewritten archive is read anew. Damage ends the listing and is reported in `tally`;
     members before it are kept.
     """
-    rows = AssetRows()
+    rows, enough = AssetRows(), _FIRST_ROWS
     for sample in _samples(_members(file, size, uri, options, tally)):
         _add_sample(rows, sample, file, uri, etag, options, tally)
-        if len(rows) >= BATCH_ROWS:
+        if len(rows) >= enough:
             yield rows.take()
+            enough = min(4 * enough, BATCH_ROWS)
     if len(rows):
         yield rows.take()
 

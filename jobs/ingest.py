@@ -1,0 +1,92 @@
+"""`vfm ingest`: images and videos, wherever they lie, into a lake's assets. Run again, it adds what is new or changed."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from jobs.cli import run
+from pipelines.ingest import IngestReport, ingest
+from pipelines.sources import ListingOptions
+
+
+def command(
+    sources: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="SRC...",
+            help="Directories, globs, files, tar or parquet files, Lance tables, @LIST files; paths or URLs.",
+        ),
+    ] = None,
+    lake: Annotated[str, typer.Option(help="Directory or object-store prefix; made when it is not there.")] = "",
+    lists: Annotated[list[str] | None, typer.Option("--list", help="File of paths and URLs, one a line.")] = None,
+    captions: Annotated[
+        str | None, typer.Option(help="sidecar (NAME.txt beside NAME.jpg) or column:NAME of parquet and Lance sources.")
+    ] = None,
+    labels: Annotated[str | None, typer.Option(help="folder (the parent directory's name) or column:NAME.")] = None,
+    column: Annotated[
+        str | None, typer.Option(help="Column of parquet and Lance sources with bytes or paths; found by itself.")
+    ] = None,
+    max_members: Annotated[int, typer.Option(help="Most members of one archive.")] = 10_000_000,
+    max_member_bytes: Annotated[int, typer.Option(help="Most bytes of one archive member.")] = 64 << 30,
+    threads: Annotated[int, typer.Option(help="Directories and archives listed at once.")] = 8,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
+) -> int:
+    """Lists sources into a lake. Exit code 0, or 1 when something could not be read (the count is the last line)."""
+    options = ListingOptions(captions, labels, column, max_members, max_member_bytes, threads)
+    with _IngestProgress() as progress:
+        report = ingest(sources or [], lake, lists=lists or [], options=options, on_progress=progress)
+    print(json.dumps(report.as_dict()) if as_json else _summary(report))
+    for problem in report.tally.problems:
+        print(f"unreadable: {problem}", file=sys.stderr)
+    if report.tally.unreadable:
+        print(f"{report.tally.unreadable} unreadable: not ingested", file=sys.stderr if as_json else sys.stdout)
+    return 1 if report.tally.unreadable else 0
+
+
+def _summary(report: IngestReport) -> str:
+    facts = report.as_dict()
+    skipped = sum(facts["skipped"].values())
+    kinds = ", ".join(f"{count} {kind}" for kind, count in list(facts["skipped"].items())[:4])
+    parts = [f"{facts[name]} {name}" for name in ("added", "changed", "unchanged")]
+    parts += [f"{facts['repeated']} named twice"] if facts["repeated"] else []
+    parts += [f"{skipped} skipped ({kinds})"] if skipped else []
+    parts += [f"{facts['unreadable']} unreadable"]
+    return f"{', '.join(parts)}; {facts['seconds']:.1f} s, {facts['files_per_s']:.0f} files/s"
+
+
+class _IngestProgress:
+    """Counts and rate on stderr, on a terminal; silent elsewhere. There is no total: a listing does not know its end."""
+
+    def __init__(self) -> None:
+        console = Console(stderr=True)
+        self._bar = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            TimeElapsedColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._task = self._bar.add_task("listing", total=None)
+
+    def __enter__(self) -> _IngestProgress:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.stop()
+
+    def __call__(self, report: IngestReport) -> None:
+        """Called by the pipeline after each batch."""
+        rate = report.files / report.seconds if report.seconds else 0.0
+        text = f"{report.assets} assets  {report.added} added  {report.tally.unreadable} unreadable  {rate:.0f} files/s"
+        self._bar.update(self._task, description=text)
+
+
+if __name__ == "__main__":
+    sys.exit(run(command))
