@@ -12,6 +12,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import pyarrow as pa
 
@@ -34,7 +35,7 @@ def add_file(rows: AssetRows, path: str, options: ListingOptions, tally: Tally) 
     name = os.path.basename(path)
     try:
         stat = os.stat(path)
-        kind = media_type_of(name, lambda: read_head(path))
+        kind = media_type_of(name, partial(read_head, path))
     except OSError as e:
         tally.problem(path, e)
         return
@@ -176,7 +177,7 @@ class TreeWalk:
                         todo.append((entry.path, False))
                     elif not entry.is_file():
                         self._odd(entry, skipped)
-                    elif (kind := media_type_of(name, lambda e=entry: read_head(e.path))) is None:
+                    elif (kind := media_type_of(name, partial(read_head, entry.path))) is None:
                         skipped[_skip_reason(name)] += 1
                     else:
                         stat = entry.stat()

@@ -12,6 +12,7 @@ import posixpath
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, BinaryIO, cast
 
 import pyarrow as pa
@@ -85,7 +86,7 @@ class _Headers:
 def _members(file: BinaryIO, size: int, uri: str, options: ListingOptions, tally: Tally) -> Iterator[_Member]:
     listed = 0
     try:
-        archive = tarfile.TarFile(fileobj=cast(Any, _Headers(file)), mode="r", errorlevel=1)
+        archive: Any = tarfile.TarFile(fileobj=cast(Any, _Headers(file)), mode="r", errorlevel=1)
         while (info := archive.next()) is not None:
             archive.members.clear()  # else tarfile keeps every header until the end
             if not info.isreg() or info.sparse is not None:
@@ -161,7 +162,7 @@ def _add_sample(
             tally.skip("hidden")
         elif container_of(base) is not None:
             tally.skip("archive in an archive")
-        elif (kind := media_type_of(base, lambda m=member: _head(file, m))) is None:
+        elif (kind := media_type_of(base, partial(_head, file, member))) is None:
             tally.skip(f".{extension(base)}" if extension(base) else "no extension")
         else:
             rows.add(

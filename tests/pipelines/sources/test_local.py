@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -100,7 +101,7 @@ def test_dangling_links_are_reported_and_pipes_left_alone(tmp_path):
 def test_odd_names_reach_the_table_as_they_are(tmp_path, name):
     fill(tmp_path, name)
     (row,), _ = listing(tmp_path)
-    assert open(local_path(row["uri"]), "rb").read() == encoded()
+    assert Path(local_path(row["uri"])).read_bytes() == encoded()
     assert row["uri"] == str(tmp_path / name)
 
 
