@@ -1,0 +1,11 @@
+"""Image and text embeddings: CLIP, SigLIP, OpenCLIP, and every timm / DINO / MAE / BEiT backbone, behind one Embedder."""
+
+from vfm_ops.embed.embedder import (
+    Embedder,
+    EmbedderDescription,
+    default_embedder_spec,
+    describe_embedder,
+    load_embedder,
+)
+
+__all__ = ["Embedder", "EmbedderDescription", "default_embedder_spec", "describe_embedder", "load_embedder"]
