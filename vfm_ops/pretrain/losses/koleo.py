@@ -14,7 +14,8 @@ def koleo_loss(x_BD: Tensor, eps: float = 1e-8) -> Tensor:
     """-mean log distance to the nearest other unit vector in the global batch.
 
     x_BD: features before the projection head, of one crop (of two crops of an image each would be the other's neighbour).
-    An opposite pair gives -ln 2, an orthogonal pair -ln sqrt 2. The neighbour is chosen without gradient, the distance has it on
+    An opposite pair gives -ln 2, an orthogonal pair -ln sqrt 2. The neighbour is chosen without gradient, the
+    distance has it on
     both ends, also when the neighbour lives on another rank.
     """
     x_BD = F.normalize(widen(x_BD), dim=-1, eps=eps)
