@@ -5,20 +5,33 @@ from __future__ import annotations
 import queue
 import threading
 import traceback
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict
+from functools import partial
 from itertools import islice
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from pipelines.frames import Outcome, frame_rows
-from pipelines.recipe import Recipe
-from pipelines.sources import media_source
+from pipelines.recipe import Recipe, Shots
+from pipelines.sources import RowReader, media_source
 from vfm_ops.errors import MediaError
-from vfm_ops.media import DecodeSettings, Limits, Sandbox, Shot, detect_shots, sample_frames
+from vfm_ops.media.frame import DecodeSettings, Frame
+from vfm_ops.media.limits import Limits
+from vfm_ops.media.probe import Probe
+from vfm_ops.media.sampling import Sampling
+from vfm_ops.media.sandbox import Sandbox
+from vfm_ops.media.shots import ContentDetector, Shot, ShotDetector, detect_shots
+from vfm_ops.media.sniff import IMAGE_FORMATS, sniff
+from vfm_ops.media.source import MediaSource
+from vfm_ops.media.transnet import TransNetV2Detector, transnet_weights
 from vfm_ops.media.view import View
 
 ROWS = 32  # frames in one working table
+HELD_FRAMES = 128  # of one video, kept encoded until its shots are known, so that it is decoded once
 
 
 class DecodeAssets:
@@ -44,6 +57,8 @@ class DecodeAssets:
             limits=limits,
         )
         self.sandbox = Sandbox(settings, processes)
+        s = recipe.sampling
+        self.sampling = Sampling(s.mode, s.fps, s.every_n, s.per_shot, s.max_frames)
 
     def __call__(self, assets: pa.Table) -> Iterator[pa.Table]:
         """Yields the stills first, batched together, then each video on its own, as many at once as there are decoders."""
@@ -51,11 +66,11 @@ class DecodeAssets:
         stills = [a for a in rows if a["media_type"] == "image"]
         yield from self._stills(stills)
         videos = [a for a in rows if a["media_type"] != "image"]
-        yield from interleave([lambda a=a: self._video(a) for a in videos], self.processes)
+        yield from interleave([partial(self._video, a) for a in videos], self.processes)
 
     def _stills(self, assets: list[dict[str, Any]]) -> Iterator[pa.Table]:
         outcomes = [Outcome.of(a, self.recipe.hash) for a in assets]
-        decoded = zip(outcomes, self.sandbox.images([media_source(a) for a in assets]))
+        decoded = zip(outcomes, self._decode_stills(assets))
         while chunk := list(islice(decoded, ROWS)):
             good = []
             for outcome, frame in chunk:
@@ -65,44 +80,90 @@ class DecodeAssets:
                     outcome.probe = {"width": frame.width, "height": frame.height}
                     if self._keep(frame, outcome):
                         good.append((frame, outcome))
-            yield frame_rows([f for f, _ in good], [None] * len(good), [o for _, o in good], self.views)
+            yield frame_rows(
+                [f for f, _ in good], [None] * len(good), [o for _, o in good], self.views, self.recipe.jpeg.max_side
+            )
             yield pa.concat_tables([o.closing_row(self.views) for o, _ in chunk])
+
+    def _decode_stills(self, assets: list[dict[str, Any]]) -> Iterator[Frame | MediaError]:
+        """One result an asset, in order; a source that can't even be opened fails alone."""
+        reader, unreadable = RowReader(), {}
+
+        def sources() -> Iterator[MediaSource]:
+            for number, asset in enumerate(assets):
+                try:
+                    yield media_source(asset, reader)
+                except MediaError as e:
+                    unreadable[number] = e
+                    yield MediaSource(asset["uri"], data=b"")
+
+        for number, result in enumerate(self.sandbox.images(sources())):
+            yield unreadable.get(number, result)
 
     def _video(self, asset: dict[str, Any]) -> Iterator[pa.Table]:
         outcome = Outcome.of(asset, self.recipe.hash)
         try:
-            yield from self._video_frames(asset, outcome)
+            source = media_source(asset, RowReader())
+            if asset["media_type"] is None and sniff(source.head()) in IMAGE_FORMATS:  # neither name nor listing told
+                yield from self._stills([asset])
+                return
+            yield from self._video_frames(source, outcome)
         except MediaError as e:
             outcome.fail("decode", e.kind, str(e))
         except Exception as e:
             outcome.fail("decode", type(e).__name__, str(e), traceback.format_exc())
         yield outcome.closing_row(self.views)
 
-    def _video_frames(self, asset: dict[str, Any], outcome: Outcome) -> Iterator[pa.Table]:
-        source = media_source(asset)
+    def _video_frames(self, source: MediaSource, outcome: Outcome) -> Iterator[pa.Table]:
         probe = self.sandbox.probe(source)
-        if probe.is_image:  # the name did not tell
-            frame = self.sandbox.image(source)
-            outcome.probe = {"width": frame.width, "height": frame.height}
-            if self._keep(frame, outcome):
-                yield frame_rows([frame], [None], [outcome], self.views)
-            return
-        outcome.probe = probe.as_dict()
-        shots = self._shots(source, probe, outcome)
-        wanted = sample_frames(self.recipe.sampling, probe, shots)
-        frames = (f for f in self.sandbox.frames(source, probe, wanted) if self._keep(f, outcome))
-        shot_of = _shot_lookup(shots, asset["asset_id"])
-        while chunk := list(islice(frames, ROWS)):
-            yield frame_rows(chunk, [shot_of(f.frame_index) for f in chunk], [outcome] * len(chunk), self.views)
-
-    def _shots(self, source: Any, probe: Any, outcome: Outcome) -> list[Shot]:
+        outcome.probe = probe_row(probe)
+        shots: list[Shot] = []
+        damage: MediaError | None = None
+        frames: Iterable[Frame]
         if self.recipe.shots.detector == "none":
-            return []
-        shots = detect_shots(self.recipe.shots, self.sandbox.thumbnails(source, probe), probe)
+            frames = self.sandbox.frames(source, self._wanted(probe, []), probe)
+        else:
+            wanted = None if self.sampling.needs_shots else self._wanted(probe, [])
+            one_pass = wanted is not None and len(wanted) <= HELD_FRAMES
+            shots, held, damage = self._detect(source, probe, wanted if one_pass else None, outcome)
+            frames = held if one_pass else self.sandbox.frames(source, self._wanted(probe, shots), probe)
+        still = StillShots(shots, self.recipe.quality.min_motion)
+        kept = (f for f in frames if still.keeps(f, outcome) and self._keep(f, outcome))
+        while chunk := list(islice(kept, ROWS)):
+            ids = [still.shot_id(f.frame_index, outcome.asset_id) for f in chunk]
+            yield frame_rows(chunk, ids, [outcome] * len(chunk), self.views, self.recipe.jpeg.max_side)
+        if damage:
+            raise damage
+
+    def _wanted(self, probe: Probe, shots: list[Shot]) -> np.ndarray:
+        return self.sampling.indices(
+            probe.pts_s, probe.keyframes, [(s.start_frame, s.end_frame) for s in shots] or None
+        )
+
+    def _detect(
+        self, source: MediaSource, probe: Probe, wanted: np.ndarray | None, outcome: Outcome
+    ) -> tuple[list[Shot], list[Frame], MediaError | None]:
+        """Shots from every frame's thumbnail; `wanted` frames are kept from the same pass, when they are few."""
+        detector = make_detector(self.recipe.shots, probe.fps)
+        held: list[Frame] = []
+        damage: list[MediaError] = []
+
+        def thumbnails() -> Iterator[np.ndarray]:
+            nothing = np.zeros(0, np.int64)
+            try:
+                for chunk, frames in self.sandbox.frames_and_thumbnails(
+                    source, nothing if wanted is None else wanted, probe
+                ):
+                    held.extend(frames)
+                    if chunk is not None:
+                        yield chunk
+            except MediaError as e:
+                damage.append(e)
+
+        shots = detect_shots(thumbnails(), probe.pts_s, probe.duration_s, detector)
         for n, shot in enumerate(shots):
-            outcome.shots.append({"shot_id": _shot_id(outcome.asset_id, n), **shot.as_dict()})
-        floor = self.recipe.quality.min_motion
-        return [s for s in shots if floor is None or s.motion >= floor]
+            outcome.shots.append({"shot_id": shot_id(outcome.asset_id, n), "detector": detector.name, **asdict(shot)})
+        return shots, held, damage[0] if damage else None
 
     def _keep(self, frame: Any, outcome: Outcome) -> bool:
         reason = drop_reason(frame.quality, self.recipe) if frame.quality else None
@@ -177,16 +238,47 @@ def interleave(makers: list[Callable[[], Iterable[Any]]], workers: int) -> Itera
 _DONE = object()
 
 
-def _shot_id(asset_id: str, n: int) -> str:
-    return f"{asset_id}:s{n}"
+def make_detector(settings: Shots, fps: float) -> ShotDetector:
+    """The recipe's shot detector for one video. WeightsUnavailable for `transnetv2` without its package."""
+    name, own = settings.detector, settings.threshold
+    if name == "transnetv2" or (name == "auto" and transnet_weights() is not None):
+        return TransNetV2Detector() if own is None else TransNetV2Detector(threshold=own)
+    shortest = max(1, round(settings.min_length_s * fps))
+    return ContentDetector(min_length=shortest) if own is None else ContentDetector(own, shortest)
 
 
-def _shot_lookup(shots: list[Shot], asset_id: str) -> Callable[[int], str | None]:
-    starts = [s.start_frame for s in shots]
+class StillShots:
+    """Looks up the shot of a frame, and leaves out the frames of shots that hardly move."""
 
-    def find(frame_index: int) -> str | None:
-        from bisect import bisect_right
+    def __init__(self, shots: list[Shot], min_motion: float | None) -> None:
+        self.shots, self.min_motion = shots, min_motion
+        self._starts = [s.start_frame for s in shots]
 
-        return _shot_id(asset_id, bisect_right(starts, frame_index) - 1) if starts else None
+    def _number(self, frame_index: int) -> int:
+        return bisect_right(self._starts, frame_index) - 1
 
-    return find
+    def shot_id(self, frame_index: int, asset_id: str) -> str | None:
+        """Id of the shot that holds a frame; None where shots were not asked for."""
+        return shot_id(asset_id, self._number(frame_index)) if self.shots else None
+
+    def keeps(self, frame: Frame, outcome: Outcome) -> bool:
+        """False, and counted, for a frame of a shot below the bound."""
+        if self.min_motion is None or not self.shots:
+            return True
+        if self.shots[self._number(frame.frame_index)].motion >= self.min_motion:
+            return True
+        reason = f"motion below {self.min_motion:g}"
+        outcome.dropped[reason] = outcome.dropped.get(reason, 0) + 1
+        return False
+
+
+def shot_id(asset_id: str, number: int) -> str:
+    """Id of a shot: its asset and its number, from 0."""
+    return f"{asset_id}:s{number}"
+
+
+def probe_row(probe: Probe) -> dict[str, Any]:
+    """A probe as the ledger stores it."""
+    streams = f"stream {probe.stream_index}, the default of {probe.streams}" if probe.streams > 1 else "the only one"
+    row = {name: getattr(probe, name) for name in ("width", "height", "duration_s", "fps", "codec", "rotation")}
+    return {**row, "frames": probe.frame_count, "streams": streams}

@@ -26,7 +26,7 @@ class EmbedFrames:
             runtime=model.runtime,
             precision=model.precision,
             preprocess=model.preprocess,
-            batch_size=model.batch_size,
+            batch_size=model.batch_size or 32,
             threads=threads,
         )
         self.name = embedding_column(model.model)

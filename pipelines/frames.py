@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipelines.lake import SCHEMAS, make_frame_id, make_run_key
+from vfm_ops.media.frame import Frame
 from vfm_ops.media.view import View
 
 CLOSING = [pa.field("error", pa.string()), pa.field("outcome", pa.string())]
@@ -80,10 +81,15 @@ def shape_column(name: str) -> str:
 
 
 def frame_rows(
-    frames: Sequence[Any], shot_ids: Sequence[str | None], outcomes: Sequence[Outcome], views: dict[str, View]
+    frames: Sequence[Frame],
+    shot_ids: Sequence[str | None],
+    outcomes: Sequence[Outcome],
+    views: dict[str, View],
+    max_side: int | None = None,
 ) -> pa.Table:
     """Decoded frames as rows. Each view is copied once, out of the decoder's shared memory into one Arrow buffer."""
     n = len(frames)
+    sizes = [stored_size(f.width, f.height, max_side) for f in frames]
     quality = [f.quality for f in frames]
     columns: dict[str, pa.Array] = {
         "frame_id": pa.array([make_frame_id(o.asset_id, f.frame_index) for f, o in zip(frames, outcomes)]),
@@ -92,8 +98,8 @@ def frame_rows(
         "shot_id": pa.array(shot_ids, pa.string()),
         "frame_index": pa.array([f.frame_index for f in frames], pa.int64()),
         "pts_s": pa.array([f.pts_s for f in frames], pa.float64()),
-        "width": pa.array([f.width for f in frames], pa.int32()),
-        "height": pa.array([f.height for f in frames], pa.int32()),
+        "width": pa.array([w for w, _ in sizes], pa.int32()),
+        "height": pa.array([h for _, h in sizes], pa.int32()),
         "jpeg": pa.array([f.jpeg for f in frames], pa.large_binary()),
         "phash": pa.array([f.phash for f in frames], pa.uint64()),
         "quality": pa.array([q or None for q in quality], SCHEMAS["frames"].field("quality").type),
@@ -112,6 +118,12 @@ def frame_rows(
     columns["outcome"] = pa.nulls(n, pa.string())
     schema = working_schema(views)
     return pa.table([columns[name] for name in schema.names], schema)
+
+
+def stored_size(width: int, height: int, max_side: int | None) -> tuple[int, int]:
+    """Width and height of the stored JPEG, in pixels: what boxes and masks refer to."""
+    scale = 1.0 if max_side is None else min(1.0, max_side / max(width, height))
+    return max(1, round(width * scale)), max(1, round(height * scale))
 
 
 def view_pixels(rows: pa.Table, name: str, view: View) -> np.ndarray | list[np.ndarray]:

@@ -81,7 +81,7 @@ def process(lake: Lake, recipe: Recipe, *, retry: bool = False, progress: Progre
 
 def build_dataset(lake: Lake, recipe: Recipe, units: list[pa.Table], where: Placement) -> ray.data.Dataset:
     """The graph: units of assets to RESULT rows."""
-    version = lake.dataset("assets").version
+    version = lake.table("assets").version
     ds = ray.data.from_arrow(units)
 
     def stage(names: tuple[str, ...], actors: tuple[int, int], cpus: float, gpus: float) -> None:
@@ -133,7 +133,7 @@ def _run_units(
 def _give_up(lake: Lake, recipe: Recipe, committer: Committer) -> None:
     """Quarantines what is still pending: alone in its task, and the task never came back."""
     for batch in pending_assets(lake, recipe.hash):
-        version = lake.dataset("assets").version
+        version = lake.table("assets").version
         for asset in lake.take("assets", batch["_rowid"].to_pylist(), version).to_pylist():
             outcome = Outcome.of({**asset, "attempt": 1}, recipe.hash)
             outcome.fail(

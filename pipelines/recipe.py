@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,7 +34,7 @@ class Shots(_Section):
 
     detector: Literal["none", "auto", "content", "transnetv2"] = "none"
     threshold: float | None = None  # the detector's own default
-    min_length_s: float = Field(0.0, ge=0)  # shorter shots are joined to the one before
+    min_length_s: float = Field(0.4, ge=0)  # content detector: a cut that comes sooner is no cut
 
 
 class Quality(_Section):
@@ -159,9 +160,9 @@ class Recipe(_Section):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
 
 
-def load_recipe(path: str | None, overrides: list[str] = ()) -> Recipe:
+def load_recipe(path: str | None, overrides: Sequence[str] = ()) -> Recipe:
     """Reads a recipe file (None: the default recipe), applies `key.sub=value` overrides. UsageError with the key at fault."""
-    data = _read(Path(path)) if path else {"embed": [default_model()]}
+    data: dict[str, Any] = _read(Path(path)) if path else {"embed": [default_model()]}
     for override in overrides:
         key, eq, value = override.partition("=")
         if not eq:

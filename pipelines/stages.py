@@ -16,7 +16,7 @@ from pipelines.lake import Lake, embedding_column
 from pipelines.recipe import Recipe
 from pipelines.units import read_unit
 from pipelines.write import WriteRows
-from vfm_ops.embed import describe_embedder
+from vfm_ops.embed import load_embedder
 from vfm_ops.media.view import View
 
 
@@ -78,7 +78,7 @@ class Chain:
 
 def _describe(recipe: Recipe, index: int):
     m = recipe.embed[index]
-    return describe_embedder(
+    return load_embedder(
         m.model, device=recipe.resources.device, runtime=m.runtime, precision=m.precision, preprocess=m.preprocess
     )
 

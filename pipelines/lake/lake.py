@@ -95,6 +95,13 @@ class Lake:
                 return None
             raise VfmError(f"cannot read table {table} of {self.root}: {_reason(e)}") from e
 
+    def table(self, table: str, version: int | str | None = None) -> Any:
+        """As `dataset`, of a table that must be there."""
+        ds = self.dataset(table, version)
+        if ds is None:
+            raise VfmError(f"table {table} of {self.root} is gone: restore it, or make the lake anew")
+        return ds
+
     def schema(self, table: str) -> pa.Schema:
         """Schema of a table as it is now: that of SCHEMAS, plus columns that came later."""
         ds = self.dataset(table)
@@ -124,7 +131,7 @@ class Lake:
 
     def take(self, table: str, row_ids: list[int], version: int, columns: list[str] | None = None) -> pa.Table:
         """Rows by the `_rowid`s that a scan of that version gave, in that order."""
-        return self.dataset(table, version)._take_rows(row_ids, columns=columns)
+        return self.table(table, version)._take_rows(row_ids, columns=columns)
 
     def count(self, table: str, filter: str | None = None) -> int:
         """Number of rows."""
@@ -144,7 +151,7 @@ class Lake:
             except OSError as e:
                 if self.dataset(table) is None:
                     raise VfmError(f"cannot create table {table} in {self.root}: {_reason(e)}") from e
-            ds = self.dataset(table)
+            ds = self.table(table)
         missing = [f for f in extra if f.name not in ds.schema.names]
         for field in extra:
             if field not in missing and ds.schema.field(field.name).type != field.type:
@@ -168,9 +175,7 @@ class Lake:
             return
         pending = [FragmentMetadata.from_json(f) for f in fragments]
         for attempt in (1, 2, 3):
-            ds = self.dataset(table)
-            if ds is None:
-                raise VfmError(f"table {table} of {self.root} vanished while it was being written")
+            ds = self.table(table)
             if attempt > 1:
                 present = {d.path for f in ds.get_fragments() for d in f.data_files()}
                 pending = [f for f in pending if f.files[0].path not in present]
@@ -193,15 +198,13 @@ class Lake:
 
     def delete(self, table: str, column: str, values: Iterable[str], extra: str | None = None) -> int:
         """Deletes rows whose string `column` is one of `values` (and `extra` SQL holds). Returns how many."""
-        ds = self.dataset(table)
-        if ds is None:
+        if self.dataset(table) is None:
             return 0
         deleted, todo = 0, list(values)
         for start in range(0, len(todo), 2000):
             quoted = ", ".join("'" + v.replace("'", "''") + "'" for v in todo[start : start + 2000])
             predicate = f"{column} IN ({quoted})" + (f" AND ({extra})" if extra else "")
-            deleted += ds.delete(predicate)["num_deleted_rows"]
-            ds = self.dataset(table)
+            deleted += self.table(table).delete(predicate)["num_deleted_rows"]
         return deleted
 
     def update(self, table: str, values: dict[str, str], where: str) -> int:
@@ -209,12 +212,42 @@ class Lake:
         ds = self.dataset(table)
         return 0 if ds is None else ds.update(values, where=where)["num_rows_updated"]
 
-    def update_column(self, table: str, fragment_id: int, rows: pa.Table) -> None:
-        """Fills columns of one fragment: rows holds `_rowid` and the new values. No other column is rewritten."""
+    def fragments_without(self, table: str, column: str) -> list[int]:
+        """Ids of the fragments that hold no values of a column at all; only metadata is read."""
         ds = self.dataset(table)
-        fragment, modified = ds.get_fragment(fragment_id).update_columns(rows)
-        operation = lance.LanceOperation.Update(updated_fragments=[fragment], fields_modified=modified)
-        lance.LanceDataset.commit(ds.uri, operation, read_version=ds.version)
+        if ds is None or column not in ds.schema.names:
+            return []
+        wanted = next(f.id() for f in ds.lance_schema.fields() if f.name() == column)
+        return [f.fragment_id for f in ds.get_fragments() if all(wanted not in d.fields for d in f.data_files())]
+
+    def scan_fragment(
+        self, table: str, fragment_id: int, columns: list[str], batch_size: int
+    ) -> Iterator[pa.RecordBatch]:
+        """Streams the rows of one fragment with their `_rowid`."""
+        yield from (
+            self.table(table)
+            .get_fragment(fragment_id)
+            .to_batches(columns=columns, with_row_id=True, batch_size=batch_size)
+        )
+
+    def write_columns(self, table: str, fragment_id: int, rows: pa.Table) -> str:
+        """Writes columns of one fragment as a data file of their own; no other column is rewritten.
+
+        rows: `_rowid` and the new values. Returns what `commit_columns` takes; invisible until then. Runs on any worker.
+        """
+        fragment, modified = self.table(table).get_fragment(fragment_id).update_columns(rows)
+        return json.dumps({"fragment": fragment.to_json(), "fields": modified})
+
+    def commit_columns(self, table: str, written: str) -> None:
+        """Makes the columns of one fragment visible. VfmError when that fragment was rewritten meanwhile."""
+        change = json.loads(written)
+        fragment = FragmentMetadata.from_json(json.dumps(change["fragment"]))
+        ds = self.table(table)
+        operation = lance.LanceOperation.Update(updated_fragments=[fragment], fields_modified=change["fields"])
+        try:
+            lance.LanceDataset.commit(ds.uri, operation, read_version=ds.version)
+        except OSError as e:
+            raise VfmError(f"cannot commit columns of table {table} of {self.root}: {_reason(e)}") from e
 
     def check_space(self, need_bytes: int = 64 << 20) -> None:
         """UsageError when a local lake's disk has less than `need_bytes` left."""

@@ -54,7 +54,7 @@ class Lease:
             "pid_started": repr(me.create_time()),
             "heartbeat": repr(time.time()),
         }
-        if self.lake.dataset("lease").update(values, where=was)["num_rows_updated"] == 0:
+        if self.lake.table("lease").update(values, where=was)["num_rows_updated"] == 0:
             raise _busy(self.lake, self.lake.read("lease").to_pylist()[0])
         self._thread.start()
         return self
@@ -62,12 +62,12 @@ class Lease:
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._stop.set()
         self._thread.join()
-        ds = self.lake.dataset("lease")
+        ds = self.lake.table("lease")
         ds.update({"run_id": "NULL"}, where=f"run_id = '{self.run_id}'")
 
     def _renew(self) -> None:
         while not self._stop.wait(HEARTBEAT_S):
-            self.lake.dataset("lease").update({"heartbeat": repr(time.time())}, where=f"run_id = '{self.run_id}'")
+            self.lake.table("lease").update({"heartbeat": repr(time.time())}, where=f"run_id = '{self.run_id}'")
 
 
 def _alive(holder: dict) -> bool:

@@ -86,7 +86,9 @@ def test_a_later_column_leaves_the_old_rows_null_and_fills_without_touching_othe
     before = {f.path for fragment in lake.dataset("frames").get_fragments() for f in fragment.data_files()}
     rows = lake.read("frames", ["frame_id"], with_row_id=True)
     new = pa.table({"_rowid": rows["_rowid"], "emb_x": pa.array([[1, 2], [3, 4]], field.type)})
-    lake.update_column("frames", lake.dataset("frames").get_fragments()[0].fragment_id, new)
+    (fragment,) = lake.fragments_without("frames", "emb_x")
+    lake.commit_columns("frames", lake.write_columns("frames", fragment, new))
+    assert lake.fragments_without("frames", "emb_x") == []
     assert lake.read("frames", ["emb_x"])["emb_x"].to_pylist() == [[1, 2], [3, 4]]
     after = {f.path for fragment in lake.dataset("frames").get_fragments() for f in fragment.data_files()}
     assert before < after
