@@ -21,10 +21,18 @@ import numpy as np
 
 from vfm_ops.errors import VfmError
 from vfm_ops.media.decode import PyAVDecoder, open_decoder
-from vfm_ops.media.frame import DecodeSettings, Frame, image_frame, make_frame
+from vfm_ops.media.frame import DecodeSettings, image_frame, make_frame
 from vfm_ops.media.plan import plan_decode
 from vfm_ops.media.probe import Probe, probe_video
-from vfm_ops.media.sandbox_protocol import ITEM, PROGRESS, REPLY, REQUEST, REQUEST_ID
+from vfm_ops.media.sandbox_protocol import (
+    ITEM,
+    PROGRESS,
+    REPLY,
+    REQUEST,
+    REQUEST_ID,
+    frame_to_list,
+    probe_from_dict,
+)
 from vfm_ops.media.slab import Slab, SlabWriter, loads
 from vfm_ops.media.source import MediaSource
 
@@ -119,27 +127,6 @@ class Worker:
                 yield "frame", make_frame(picture.rgb(), settings, picture.index, float(times[picture.index]))
 
 
-def frame_to_list(frame: Frame) -> list[Any]:
-    """Plain values, arrays as they are."""
-    quality = None if frame.quality is None else list(frame.quality.items())
-    views = list(frame.views.items())
-    size = [frame.frame_index, frame.pts_s, frame.width, frame.height, frame.format]
-    return [*size, frame.jpeg, frame.phash, quality, views, frame.pixels]
-
-
-def frame_from_list(values: list[Any]) -> Frame:
-    """The inverse of `frame_to_list`."""
-    index, pts_s, width, height, kind, jpeg, hashed, quality, views, pixels = values
-    measured = None if quality is None else dict(quality)
-    return Frame(index, pts_s, width, height, kind, jpeg, hashed, measured, dict(views), pixels)
-
-
-def probe_from_dict(plain: dict[str, Any]) -> Probe:
-    """A Probe over copies of a message's arrays."""
-    arrays = {name: plain[name].copy() for name in ("pts", "packet_rank", "packet_key")}
-    return Probe(**(plain | arrays | {"time_base": tuple(plain["time_base"])}))
-
-
 def error_to_dict(error: Exception, name: str) -> dict[str, Any]:
     """kind and message; errors that no decoder should raise name their type, so that they can be reported."""
     if isinstance(error, VfmError):
@@ -202,7 +189,7 @@ def main() -> None:
     cv2.setNumThreads(1)
     requests, replies = os.dup(0), os.dup(1)
     _limit_memory(settings.limits.memory_mb)
-    _write_all(replies, REPLY.pack(0, 0, 0))
+    _write_all(replies, REPLY.pack(0, 0, 0, 0))
     # Libraries write warnings about damaged media to these; the pipe is not theirs, and nobody reads them.
     silence = os.open(os.devnull, os.O_RDWR)
     for standard in (0, 1, 2):
@@ -217,9 +204,10 @@ def main() -> None:
         worker.tick()
         request = loads(memory[offset : offset + length].tobytes(), memory)
         # Bytes of the request were copied out; arrays that an operation keeps, it copies.
-        text = worker.answer(request, SlabWriter(slab)).encode()
+        writer = SlabWriter(slab)
+        text = worker.answer(request, writer).encode()
         worker.tick()
-        _write_all(replies, REPLY.pack(number, slab.size, len(text)) + text)
+        _write_all(replies, REPLY.pack(number, slab.size, writer.used, len(text)) + text)
 
 
 if __name__ == "__main__":
