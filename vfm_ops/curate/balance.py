@@ -97,7 +97,9 @@ def _quotas(hierarchy: Hierarchy, capacity_K: np.ndarray, target: int, seed: int
     quota_K = spread(capacities[-1], target, lots[-1])
     for depth in range(len(capacities) - 2, -1, -1):
         parent_K = hierarchy.levels[depth + 1].labels_M
-        children = np.split(np.argsort(parent_K, kind="stable"), np.cumsum(np.bincount(parent_K, minlength=len(quota_K)))[:-1])
+        children = np.split(
+            np.argsort(parent_K, kind="stable"), np.cumsum(np.bincount(parent_K, minlength=len(quota_K)))[:-1]
+        )
         below_K = np.zeros(len(parent_K), np.int64)
         for quota, members in zip(quota_K, children, strict=True):
             below_K[members] = spread(capacities[depth][members], int(quota), lots[depth][members])

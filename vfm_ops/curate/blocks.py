@@ -174,7 +174,9 @@ def row_uniform(rows_N: np.ndarray, seed: int, salt: int = 0) -> np.ndarray:
     SplitMix64 (Steele et al. 2014, fig. 15). rows_N: integers. Returns float64.
     """
     with np.errstate(over="ignore"):
-        z = np.asarray(rows_N).astype(np.uint64) + np.uint64((seed * 0x9E3779B97F4A7C15 + salt * 0xD1B54A32D192ED03) % 2**64)
+        z = np.asarray(rows_N).astype(np.uint64) + np.uint64(
+            (seed * 0x9E3779B97F4A7C15 + salt * 0xD1B54A32D192ED03) % 2**64
+        )
         for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
             z = (z + np.uint64(0x9E3779B97F4A7C15)) if shift == 30 else z
             z = (z ^ (z >> np.uint64(shift))) * np.uint64(factor)

@@ -83,9 +83,7 @@ def _prepared(block: Block, broadcast: Broadcast) -> tuple[np.ndarray, object]:
 
 def _labels(block: Block, broadcast: Broadcast) -> tuple[np.ndarray, np.ndarray]:
     x_ND, rows = _prepared(block, broadcast)
-    centroids = shifted_centroids(
-        broadcast.centroids_KD, broadcast.shift_D, broadcast.precision, broadcast.device
-    )
+    centroids = shifted_centroids(broadcast.centroids_KD, broadcast.shift_D, broadcast.precision, broadcast.device)
     return x_ND, nearest(rows, centroids)
 
 

@@ -12,7 +12,9 @@ _GRAM_ROWS = 6000
 INITS = ("auto", "k-means++", "k-means||", "random")
 
 
-def initial_centroids(x_ND: np.ndarray, k: int, init: str = "auto", seed: int = 0, precision: str = "exact") -> np.ndarray:
+def initial_centroids(
+    x_ND: np.ndarray, k: int, init: str = "auto", seed: int = 0, precision: str = "exact"
+) -> np.ndarray:
     """k distinct rows of x to start from, float32 (k, D).
 
     x_ND: float32, at least k rows. init: one of `INITS`; 'auto' is k-means++ where its k passes are cheap, else
@@ -63,7 +65,12 @@ def _draw(mass_N: np.ndarray, fallback_N: np.ndarray, rng: np.random.Generator) 
 
 
 def scalable_kmeans(
-    x_ND: np.ndarray, k: int, rng: np.random.Generator, rounds: int = 5, oversampling: float = 0.5, precision: str = "exact"
+    x_ND: np.ndarray,
+    k: int,
+    rng: np.random.Generator,
+    rounds: int = 5,
+    oversampling: float = 0.5,
+    precision: str = "exact",
 ) -> np.ndarray:
     """k-means|| (Bahmani et al. 2012, algorithm 2): few rounds that each draw about oversampling * k rows at once.
 
