@@ -43,7 +43,10 @@ class JsonArrays:
 
     def __init__(self, names: Iterable[str]) -> None:
         self._stack = ExitStack()
-        self._parts = {n: self._stack.enter_context(tempfile.TemporaryFile("w+")) for n in names}
+        self._parts: dict[str, IO[str]] = {}
+        for name in names:
+            # Closed by the stack, with the object: the arrays are open as long as it is.
+            self._parts[name] = self._stack.enter_context(tempfile.TemporaryFile("w+"))  # noqa: SIM115
         self.counts = dict.fromkeys(self._parts, 0)
 
     def __enter__(self) -> JsonArrays:

@@ -11,6 +11,7 @@ A line is frame, id, left, top, width, height, confidence, class, visibility. Fr
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from vfm_ops.errors import UsageError
@@ -37,22 +38,23 @@ def write_mot(
     without any track; else the last frame of a track counts. classes: label -> the challenge's class id. sizes: asset ->
     (width, height). Raises UsageError for scattered rows, or a label that `classes` lacks.
     """
+    layout = _Layout(folder, ground_truth, classes, fps, sizes or {})
     counts = {"videos": 0, "tracks": 0, "boxes": 0}
     lengths = dict(lengths or {})
     names: list[str] = []
     for asset, rows in by_asset(tracks, "tracks"):
         visible = [r for r in rows if r.get("visible") is not False and r.get("box") is not None]
         visible.sort(key=lambda r: (int(r["frame_index"]), str(r["track_id"])))
-        last = 1 + max((int(r["frame_index"]) for r in rows), default=0)
+        last = 1 + max(int(r["frame_index"]) for r in rows)
         length = lengths.pop(asset, last)
         if length < last:
             raise UsageError(f"asset {asset} has {length} frames, but a track on frame {last - 1}")
         names.append(safe_name(asset))
-        counts["tracks"] += _write_video(folder, asset, visible, length, ground_truth, classes, fps, sizes)
+        counts["tracks"] += layout.write_video(asset, visible, length)
         counts["boxes"] += len(visible)
     for asset, length in lengths.items():
         names.append(safe_name(asset))
-        _write_video(folder, asset, [], length, ground_truth, classes, fps, sizes)
+        layout.write_video(asset, [], length)
     counts["videos"] = len(names)
     if ground_truth:
         with whole_file(folder / "seqmap.txt") as file:
@@ -60,39 +62,41 @@ def write_mot(
     return counts
 
 
-def _write_video(
-    folder: Path,
-    asset: str,
-    rows: list[Row],
-    length: int,
-    ground_truth: bool,
-    classes: Mapping[str, int] | None,
-    fps: float,
-    sizes: Mapping[str, tuple[int, int]] | None,
-) -> int:
-    name = safe_name(asset)
-    number: dict[str, int] = {}
-    with whole_file(folder / name / "gt" / "gt.txt" if ground_truth else folder / f"{name}.txt") as file:
-        for row in rows:
-            track = number.setdefault(str(row["track_id"]), len(number) + 1)
-            left, top, width, height = xywh(row["box"])
-            score = 1.0 if ground_truth or row.get("score") is None else float(row["score"])
-            place = ",".join(f"{v:.3f}" for v in (left + 1, top + 1, width, height))
-            tail = f"{_class_of(row, classes)},1" if ground_truth else f"{_class_of(row, classes)},-1"
-            file.write(f"{int(row['frame_index']) + 1},{track},{place},{score:.6g},{tail}\n")
-    if ground_truth:
-        width_, height_ = (sizes or {}).get(asset, (0, 0))
-        with whole_file(folder / name / "seqinfo.ini") as file:
-            file.write(
-                f"[Sequence]\nname={name}\nimDir=img1\nframeRate={fps:g}\nseqLength={length}\n"
-                f"imWidth={width_}\nimHeight={height_}\nimExt=.jpg\n"
-            )
-    return len(number)
+@dataclass(frozen=True)
+class _Layout:
+    folder: Path
+    ground_truth: bool
+    classes: Mapping[str, int] | None
+    fps: float
+    sizes: Mapping[str, tuple[int, int]]
 
+    def write_video(self, asset: str, rows: list[Row], length: int) -> int:
+        """Write one video's boxes, in the order of `rows`; returns how many tracks they are of."""
+        name = safe_name(asset)
+        number: dict[str, int] = {}
+        file_name = f"{name}/gt/gt.txt" if self.ground_truth else f"{name}.txt"
+        with whole_file(self.folder / file_name) as file:
+            for row in rows:
+                track = number.setdefault(str(row["track_id"]), len(number) + 1)
+                left, top, width, height = xywh(row["box"])
+                place = ",".join(f"{v:.3f}" for v in (left + 1, top + 1, width, height))
+                score = 1.0 if self.ground_truth or row.get("score") is None else float(row["score"])
+                visibility = 1 if self.ground_truth else -1
+                line = f"{int(row['frame_index']) + 1},{track},{place},{score:.6g},{self._class_of(row)},{visibility}\n"
+                file.write(line)
+        if self.ground_truth:
+            width_, height_ = self.sizes.get(asset, (0, 0))
+            with whole_file(self.folder / name / "seqinfo.ini") as file:
+                file.write(
+                    f"[Sequence]\nname={name}\nimDir=img1\nframeRate={self.fps:g}\nseqLength={length}\n"
+                    f"imWidth={width_}\nimHeight={height_}\nimExt=.jpg\n"
+                )
+        return len(number)
 
-def _class_of(row: Row, classes: Mapping[str, int] | None) -> int:
-    if classes is None:
-        return PEDESTRIAN
-    if str(row["label"]) not in classes:
-        raise UsageError(f"track {row['track_id']} has the label {row['label']!r}; classes are: {', '.join(classes)}")
-    return classes[str(row["label"])]
+    def _class_of(self, row: Row) -> int:
+        if self.classes is None:
+            return PEDESTRIAN
+        label = str(row["label"])
+        if label not in self.classes:
+            raise UsageError(f"track {row['track_id']} has the label {label!r}; classes are: {', '.join(self.classes)}")
+        return self.classes[label]
