@@ -1,8 +1,9 @@
 """pocket-clip: a CLIP of 1.4 M parameters (96 px, patch 12) in transformers' format, trained on captions of the world.
 
 Loss: InfoNCE of images and sentences, plus, for each role (colour, texture, shape), cross-entropy of the image against that
-role's words alone ("something red"): the words are learnt from one another's combinations, so unseen ones compose.
-Legend: B images, D embedding, V words of a role.
+role's words alone ("something red"): the words are learnt from one another's combinations, so unseen ones compose. The same
+words are asked of every patch that a thing covers, which teaches the tower where to look long before the sentences do.
+Legend: B images, D embedding, V words of a role, G patches along a side, N patches covered by a thing.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -33,7 +35,9 @@ def make_model(tokenizer: Any, width: int = 128, depth: int = 4, text_depth: int
     """A transformers CLIPModel, randomly initialised, for this tokenizer."""
     from transformers import CLIPConfig, CLIPModel
 
-    ids = dict(bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
+    ids = dict(
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
+    )
     text = dict(
         vocab_size=len(tokenizer), hidden_size=128, intermediate_size=512, num_hidden_layers=text_depth,
         num_attention_heads=4, max_position_embeddings=CONTEXT, hidden_act="gelu", **ids,
@@ -48,7 +52,8 @@ def make_model(tokenizer: Any, width: int = 128, depth: int = 4, text_depth: int
 def make_batch(seed: int, batch: int, index: int, several: float = 0.4) -> dict[str, np.ndarray]:
     """Batch `index`: images with pairwise different captions, and each role's shares of words.
 
-    Returns rgb uint8 (B, H, W, 3), captions (B strings), and float32 (B, V) per role, rows summing to 1.
+    Returns rgb uint8 (B, H, W, 3), captions (B strings), float32 (B, V) per role, rows summing to 1, `covered` int (N) of flat
+    patch indices into B * G * G and, for these patches, `covered_ROLE` int (N) of the thing's word.
     """
     worlds = World(**{**vars(SINGLE), "seed": seed}), World(**{**vars(SEVERAL), "seed": seed + 1})
     rng = np.random.default_rng((seed, 7, index))
@@ -69,7 +74,23 @@ def make_batch(seed: int, batch: int, index: int, several: float = 0.4) -> dict[
         for row, scene in zip(out[role], scenes, strict=True):
             for thing in scene.things:
                 row[words.index(getattr(thing.kind, role))] += 1 / len(scene.things)
-    return out
+    return out | _covered_patches(scenes)
+
+
+def _covered_patches(scenes: list[Scene]) -> dict[str, np.ndarray]:
+    """Patches that one thing covers by at least 40 %, with that thing's words."""
+    grid = SIZE // PATCH
+    indices, kinds = [], []
+    for b, scene in enumerate(scenes):
+        for k, thing in enumerate(scene.things):
+            share = cv2.resize(scene.mask(k).astype(np.float32), (grid, grid), interpolation=cv2.INTER_AREA)
+            inside = np.flatnonzero(share.ravel() >= 0.4)
+            indices.append(inside + b * grid * grid)
+            kinds += [thing.kind] * len(inside)
+    found = {
+        f"covered_{role}": np.array([words.index(getattr(k, role)) for k in kinds]) for role, words in ROLES.items()
+    }
+    return found | {"covered": np.concatenate(indices)}
 
 
 def encode_text(model: Any, tokenizer: Any, texts: list[str], context: int = CONTEXT) -> Tensor:
@@ -81,23 +102,32 @@ def encode_text(model: Any, tokenizer: Any, texts: list[str], context: int = CON
 
 def encode_image(model: Any, rgb_BHWC: np.ndarray) -> Tensor:
     """L2-normalised image embeddings, float32 (B, D), of uint8 images that already have the model's size."""
-    pooled = model.vision_model(to_pixels(rgb_BHWC)).pooler_output
-    return F.normalize(model.visual_projection(pooled).float(), dim=-1)
+    return embed_images_and_patches(model, rgb_BHWC)[0]
+
+
+def embed_images_and_patches(model: Any, rgb_BHWC: np.ndarray) -> tuple[Tensor, Tensor]:
+    """Image embeddings (B, D) and, projected alike, those of the patches (B * G * G, D); all float32, L2-normalised."""
+    hidden_BLC = model.vision_model.post_layernorm(model.vision_model(to_pixels(rgb_BHWC)).last_hidden_state)
+    projected = F.normalize(model.visual_projection(hidden_BLC).float(), dim=-1)
+    return projected[:, 0], projected[:, 1:].flatten(0, 1)
 
 
 def clip_losses(model: Any, tokenizer: Any, batch: dict[str, Any]) -> dict[str, Tensor]:
-    """InfoNCE over captions and, per role, cross-entropy of images against the role's words."""
+    """InfoNCE over captions; per role, cross-entropy of images against the role's words, and of covered patches (`patch`)."""
     role_texts = [_TEMPLATES[role].format(word) for role, words in ROLES.items() for word in words]
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        image_BD = encode_image(model, batch["rgb"])
+        image_BD, patch_D = embed_images_and_patches(model, batch["rgb"])
         text_ND = encode_text(model, tokenizer, batch["captions"] + role_texts)
     scale = model.logit_scale.exp()
     b = len(image_BD)
     losses = {"nce": info_nce(image_BD, text_ND[:b], scale)}
-    start = b
+    losses["patch"] = image_BD.new_zeros(())
+    start, patch_ND = b, patch_D[torch.from_numpy(batch["covered"])]
     for role, words in ROLES.items():
-        logits_BV = scale * image_BD @ text_ND[start : start + len(words)].T
-        losses[role] = F.cross_entropy(logits_BV, torch.from_numpy(batch[role]))
+        text_VD = text_ND[start : start + len(words)]
+        losses[role] = F.cross_entropy(scale * image_BD @ text_VD.T, torch.from_numpy(batch[role]))
+        covered_N = torch.from_numpy(batch[f"covered_{role}"])
+        losses["patch"] = losses["patch"] + F.cross_entropy(scale * patch_ND @ text_VD.T, covered_N)
         start += len(words)
     return losses
 
@@ -114,7 +144,7 @@ def train(
     make = _Maker(seed, batch)
     for step, item in enumerate(stream(make, steps, workers)):
         losses = clip_losses(model, tokenizer, item)
-        loss = losses["nce"] + 0.5 * (losses["colour"] + losses["texture"] + losses["shape"])
+        loss = losses["nce"] + 0.5 * (losses["colour"] + losses["texture"] + losses["shape"] + losses["patch"])
         descend(model, optimiser, loss, cosine_lr(step, steps, lr))
         with torch.no_grad():
             model.logit_scale.clamp_(0, np.log(100))

@@ -41,7 +41,9 @@ class Stream(IterableDataset):
 def stream(make: Callable[[int], Any], steps: int, workers: int, start: int = 0) -> Iterator[Any]:
     """make(0), make(1), ... in order, prefetched by `workers` processes (0: in this one)."""
     extra = {"prefetch_factor": 3} if workers else {}
-    return iter(DataLoader(Stream(make, start, steps), batch_size=None, collate_fn=_as_is, num_workers=workers, **extra))
+    return iter(
+        DataLoader(Stream(make, start, steps), batch_size=None, collate_fn=_as_is, num_workers=workers, **extra)
+    )
 
 
 def _as_is(item: Any) -> Any:
@@ -96,11 +98,15 @@ class Log:
 def save_half(model: Any, directory: Path) -> None:
     """save_pretrained in float16 safetensors; transformers loads it to float32 on request, with equal values."""
     directory.mkdir(parents=True, exist_ok=True)
-    state = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in model.state_dict().items()}
+    state = {
+        name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in model.state_dict().items()
+    }
     model.save_pretrained(directory, state_dict=state, safe_serialization=True)
 
 
-def write_card(directory: Path, title: str, about: str, command: str, seed: int, minutes: float, metrics: dict[str, float]) -> None:
+def write_card(
+    directory: Path, title: str, about: str, command: str, seed: int, minutes: float, metrics: dict[str, float]
+) -> None:
     """Writes README.md: what the model is, the command and seed that make it, how long that took, held-out metrics."""
     rows = "\n".join(f"| {name} | {value:.3f} |" for name, value in metrics.items())
     size = sum(f.stat().st_size for f in directory.glob("*.safetensors")) / 2**20

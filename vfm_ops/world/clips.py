@@ -5,6 +5,7 @@ Every pose is a closed form of time, so any frame can be rendered on its own.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -83,7 +84,9 @@ class Clip:
         dy, dx = (int(v) for v in np.asarray(shot.pan)[::-1] * time)
         y0, x0 = (shot.ground.shape[0] - h) // 2 + dy, (shot.ground.shape[1] - w) // 2 + dx
         ground = shot.ground[max(y0, 0) : max(y0, 0) + h, max(x0, 0) : max(x0, 0) + w]
-        moved = [replace(thing, pose=m.at(thing.pose, time)) for thing, m in zip(shot.things, shot.motions, strict=True)]
+        moved = [
+            replace(thing, pose=m.at(thing.pose, time)) for thing, m in zip(shot.things, shot.motions, strict=True)
+        ]
         scene = composite(np.ascontiguousarray(ground), moved)
         if self.world.degrade:
             scene.rgb = _film_grain(self.world, self.index, t, scene.rgb)
@@ -111,7 +114,9 @@ def random_motion(rng: np.random.Generator, path: str, pose: Pose, height: int, 
     direction = np.array([np.cos(angle), np.sin(angle)])
     if path == "leave":
         # Half a cycle out and back; far enough that the whole thing is gone for a while.
-        outward = np.array([np.sign(pose.cx - width / 2) or 1.0, 0.0]) if rng.random() < 0.5 else np.array([0.0, np.sign(pose.cy - height / 2) or 1.0])
+        sideways = rng.random() < 0.5
+        outward = np.array([np.sign(pose.cx - width / 2), 0.0] if sideways else [0.0, np.sign(pose.cy - height / 2)])
+        outward = outward if outward.any() else np.array([1.0, 0.0])
         reach = side * rng.uniform(0.6, 0.8)
         return Motion((*(outward * reach), 0.5 * rng.integers(1, 3), 0.0), breathe=breathe, turn=turn)
     if path == "cross":
@@ -127,9 +132,9 @@ def random_motion(rng: np.random.Generator, path: str, pose: Pose, height: int, 
 def clip(world: World, i: int, frames: int = 60, shots: int = 1, paths: tuple[str, ...] = PATHS) -> Clip:
     """Clip i of a world, of `frames` frames in `shots` shots of about equal length; things hide one another as they cross."""
     rng = world.rng(i, _STREAM)
-    cuts = [round(frames * k / shots + (rng.uniform(-0.2, 0.2) * frames / shots if 0 < k < shots else 0)) for k in range(shots + 1)]
+    cuts = [0, *(round(frames * (k + rng.uniform(-0.2, 0.2)) / shots) for k in range(1, shots)), frames]
     made, first = [], 1
-    for start, stop in zip(cuts[:-1], cuts[1:], strict=True):
+    for start, stop in itertools.pairwise(cuts):
         margin = int(0.12 * min(world.height, world.width))
         ground = background(rng, world.split, world.height + 2 * margin, world.width + 2 * margin, world.photographic)
         pan = tuple(rng.uniform(-margin, margin, 2)) if rng.random() < 0.5 else (0.0, 0.0)
@@ -139,5 +144,3 @@ def clip(world: World, i: int, frames: int = 60, shots: int = 1, paths: tuple[st
         made.append(Shot(start, stop, ground, pan, things, motions, first))
         first += n
     return Clip(world, i, frames, made)
-
-

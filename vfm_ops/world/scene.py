@@ -163,7 +163,7 @@ def degrade(rng: np.random.Generator, rgb: np.ndarray) -> np.ndarray:
 
 
 def place(rng: np.random.Generator, world: World, n: int) -> list[Pose]:
-    """n poses inside the frame whose discs overlap by at most `world.overlap` of the smaller radius-sum, where there is room."""
+    """n poses inside the frame whose discs overlap by at most `world.overlap` of the radius-sum, where there is room."""
     side = min(world.height, world.width)
     poses: list[Pose] = []
     for _ in range(n):

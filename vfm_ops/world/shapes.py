@@ -6,7 +6,7 @@ Outlines are closed contours in a unit disc, y down, filled by the even-odd rule
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -18,7 +18,7 @@ _SUBPIXEL_BITS = 4  # cv2.fillPoly takes fixed-point coordinates
 
 @dataclass(frozen=True)
 class Pose:
-    """Where a thing is. cx, cy: centre in pixels; radius: of its unit disc in pixels; angle: radians; aspect: width / height."""
+    """Where a thing is. cx, cy, radius: of its unit disc in pixels; angle: radians; aspect: width / height."""
 
     cx: float
     cy: float
@@ -52,13 +52,18 @@ def _polar(radii: list[float], turn: float = -np.pi / 2) -> np.ndarray:
 def _heart() -> np.ndarray:
     t = np.linspace(0, 2 * np.pi, 48, endpoint=False)
     y = -(13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t))
-    return np.stack([16 * np.sin(t)**3, y - 2.5], axis=1) / 16.5
+    return np.stack([16 * np.sin(t) ** 3, y - 2.5], axis=1) / 16.5
 
 
 def _crescent() -> np.ndarray:
     outer = _arc(1.0, 0.25 * np.pi, 1.75 * np.pi, 36, cx=0.15)
     inner = _arc(0.83, 1.68 * np.pi, 0.32 * np.pi, 30, cx=0.42)
     return np.concatenate([outer, inner])
+
+
+def _capsule() -> np.ndarray:
+    right = _arc(0.42, -np.pi / 2, np.pi / 2, 20, cx=0.6)
+    return np.concatenate([right, -right])
 
 
 @functools.cache
@@ -68,7 +73,7 @@ def outline(shape: str) -> tuple[np.ndarray, ...]:
     polygons = {
         "circle": [_arc(0.9)],
         "square": [np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]]) * 0.78],
-        "triangle": [_polar([1.05, 1.05, 1.05]) + (0, 0.18)],
+        "triangle": [_polar([1.05, 1.05, 1.05]) + np.array([0, 0.18])],
         "star": [_polar([1.05, 0.44] * 5)],
         "ring": [_arc(0.95), _arc(0.52)],
         "heart": [_heart()],
@@ -76,7 +81,7 @@ def outline(shape: str) -> tuple[np.ndarray, ...]:
                             [-a, -a]]) * 0.95],
         "crescent": [_crescent()],
         "arrow": [np.array([[-1, -0.28], [0.1, -0.28], [0.1, -0.78], [1, 0], [0.1, 0.78], [0.1, 0.28], [-1, 0.28]])],
-        "capsule": [np.concatenate([_arc(0.42, -np.pi / 2, np.pi / 2, 20, cx=0.6), _arc(0.42, np.pi / 2, 1.5 * np.pi, 20, cx=-0.6)])],
+        "capsule": [_capsule()],
     }  # fmt: skip
     return tuple(np.asarray(p, np.float64) for p in polygons[shape])
 
@@ -91,12 +96,16 @@ def blob_outline(rng: np.random.Generator) -> tuple[np.ndarray, ...]:
     return (np.stack([r * np.cos(t), r * np.sin(t)], axis=1),)
 
 
-def coverage(contours: tuple[np.ndarray, ...], pose: Pose, height: int, width: int) -> tuple[np.ndarray, tuple[int, int]]:
+def coverage(
+    contours: tuple[np.ndarray, ...], pose: Pose, height: int, width: int
+) -> tuple[np.ndarray, tuple[int, int]]:
     """Anti-aliased coverage of a posed outline.
 
     Returns (alpha uint8 (h, w) of the part inside the image, (top, left)); alpha is empty when nothing is inside.
     """
-    placed = [pose.place(c) for c in contours]
+    # cv2's anti-aliased polygons reach 0.6 pixels too far out: measured on circles of 6 to 50 pixels.
+    drawn = replace(pose, radius=max(pose.radius - 0.6, 0.5))
+    placed = [drawn.place(c) for c in contours]
     points = np.concatenate(placed)
     left, top = np.floor(points.min(0)).astype(int) - 1
     right, bottom = np.ceil(points.max(0)).astype(int) + 2

@@ -33,13 +33,15 @@ _HOLD_OUT_SEED = 20240229
 
 @dataclass(frozen=True, order=True)
 class Kind:
-    """What a thing looks like. The fields are words of SHAPES, COLOURS and TEXTURES; `cutout` is a nameless photographic blob."""
+    """What a thing looks like, in words of COLOURS, TEXTURES and SHAPES; CUTOUT is a nameless photographic blob."""
 
     colour: str
     texture: str
     shape: str
 
-    def phrase(self, size: str = "", order: int = 0, colour: bool = True, texture: bool = True, shape: bool = True) -> str:
+    def phrase(
+        self, size: str = "", order: int = 0, colour: bool = True, texture: bool = True, shape: bool = True
+    ) -> str:
         """Noun phrase without article, such as `small red striped ring`; words left out make it less specific.
 
         order: 1 puts the texture before the colour. A plain texture is only said when neither colour nor shape would be.

@@ -1,0 +1,278 @@
+"""Training pocket-sam2: promptably on images, then with memory on clips (SAM 2, Ravi et al. 2024, section 5 and appendix).
+
+Losses as there: focal 20, dice 1, quality (L1) 1, object presence 1; with several masks only the best one is trained.
+Legend: B images or clips, N objects, M masks, T frames, S mask side (32), K supervised side (64), P points.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vfm_ops.pocket import sam2
+from vfm_ops.pocket.train import Log, adamw, cosine_lr, descend, stream
+from vfm_ops.world.clips import clip
+from vfm_ops.world.scene import Scene, World, image
+
+SIDE = 64  # masks are supervised at this size, softly, so that edges are learnt below a mask pixel
+STILLS = World(
+    height=sam2.SIZE, width=sam2.SIZE, objects=(2, 5), radius=(0.07, 0.36), overlap=0.35, cutouts=0.25, any_kind=False
+)
+CLIPS = World(
+    height=sam2.SIZE, width=sam2.SIZE, objects=(2, 5), radius=(0.09, 0.26), overlap=0.4, cutouts=0.25, any_kind=False
+)
+MIN_AREA = 24
+
+
+def soft_mask(mask: np.ndarray) -> np.ndarray:
+    """bool (H, W) to float32 (SIDE, SIDE), share of each cell."""
+    return cv2.resize(mask.astype(np.float32), (SIDE, SIDE), interpolation=cv2.INTER_AREA)
+
+
+def random_click(rng: np.random.Generator, mask: np.ndarray) -> np.ndarray:
+    """xy of a pixel of the mask: half the time its deepest one, else any."""
+    if rng.random() < 0.5:
+        depth = cv2.distanceTransform(np.pad(mask, 1).astype(np.uint8), cv2.DIST_L2, 3)[1:-1, 1:-1]
+        y, x = np.unravel_index(depth.argmax(), depth.shape)
+    else:
+        ys, xs = np.nonzero(mask)
+        k = rng.integers(len(ys))
+        y, x = ys[k], xs[k]
+    return np.array([x, y], np.float32)
+
+
+def jittered_box(rng: np.random.Generator, box_4: np.ndarray, noise: float = 0.06) -> np.ndarray:
+    """The corners (2, 2) of a box, moved by up to noise * size."""
+    size = box_4[2:] - box_4[:2]
+    corners = box_4.reshape(2, 2) + rng.uniform(-noise, noise, (2, 2)) * size
+    return np.clip(corners - (0.5, 0.5), 0, sam2.SIZE - 1).astype(np.float32)
+
+
+def prompt(rng: np.random.Generator, scene: Scene, k: int, by_box: bool) -> tuple[np.ndarray, np.ndarray]:
+    """points (2, 2), labels (2): a box's corners (2, 3), or one click (1) and a padding point (-10)."""
+    if by_box:
+        return jittered_box(rng, scene.boxes_N4[k]), np.array([2, 3])
+    return np.stack([random_click(rng, scene.mask(k)), np.zeros(2, np.float32)]), np.array([1, -10])
+
+
+def make_stills(seed: int, batch: int, prompts: int, index: int) -> dict[str, np.ndarray]:
+    """Batch `index` of stills: rgb (B, H, W, 3), points (B, N, 2, 2), labels (B, N, 2), masks (B, N, SIDE, SIDE).
+
+    Even batches are prompted by boxes, odd ones by one click. An image with fewer objects has some of them asked for twice.
+    """
+    world = World(**{**vars(STILLS), "seed": seed})
+    rng = np.random.default_rng((seed, 13, index))
+    out: dict[str, list[Any]] = {"rgb": [], "points": [], "labels": [], "masks": []}
+    item = index * batch * 2
+    while len(out["rgb"]) < batch:
+        scene = image(world, item)
+        item += 1
+        seen = [k for k in range(len(scene.things)) if scene.mask(k).sum() >= MIN_AREA]
+        if not seen:
+            continue
+        chosen = [seen[k % len(seen)] for k in rng.permutation(max(prompts, len(seen)))[:prompts]]
+        asked = [prompt(rng, scene, k, index % 2 == 0) for k in chosen]
+        out["rgb"].append(scene.rgb)
+        out["points"].append(np.stack([p for p, _ in asked]))
+        out["labels"].append(np.stack([label for _, label in asked]))
+        out["masks"].append(np.stack([soft_mask(scene.mask(k)) for k in chosen]))
+    return {name: np.stack(rows) for name, rows in out.items()}
+
+
+def make_clips(seed: int, batch: int, objects: int, frames: int, index: int) -> dict[str, np.ndarray]:
+    """Batch `index` of clips, every frame `stride` frames of a 60-frame clip apart.
+
+    rgb (B, T, H, W, 3), masks (B, N, T, SIDE, SIDE), present bool (B, N, T), points (B, N, 2, 2) and labels (B, N, 2) for frame 0.
+    """
+    world = World(**{**vars(CLIPS), "seed": seed})
+    rng = np.random.default_rng((seed, 17, index))
+    out: dict[str, list[Any]] = {"rgb": [], "points": [], "labels": [], "masks": [], "present": []}
+    item = index * batch * 4
+    while len(out["rgb"]) < batch:
+        made = clip(world, item)
+        item += 1
+        stride = int(rng.integers(1, 8))
+        start = int(rng.integers(0, made.frames - stride * (frames - 1)))
+        first = made.frame(start)
+        seen = [k for k in range(len(first.things)) if first.mask(k).sum() >= MIN_AREA]
+        if not seen:
+            continue
+        scenes = [first] + [made.frame(start + stride * t) for t in range(1, frames)]
+        chosen = _eventful(rng, scenes, seen, objects)
+        asked = [prompt(rng, first, k, index % 4 != 3) for k in chosen]
+        out["rgb"].append(np.stack([s.rgb for s in scenes]))
+        out["points"].append(np.stack([p for p, _ in asked]))
+        out["labels"].append(np.stack([label for _, label in asked]))
+        out["masks"].append(np.stack([np.stack([soft_mask(s.mask(k)) for s in scenes]) for k in chosen]))
+        out["present"].append(np.stack([np.array([s.mask(k).any() for s in scenes]) for k in chosen]))
+    return {name: np.stack(rows) for name, rows in out.items()}
+
+
+def _eventful(rng: np.random.Generator, scenes: list[Scene], seen: list[int], n: int) -> list[int]:
+    """n of the things seen at first, those whose visible area changes most before others (they vanish, return, are hidden)."""
+    areas = np.array([[s.mask(k).sum() for s in scenes] for k in seen], float)
+    change = areas.std(1) / areas.mean(1) + rng.uniform(0, 0.4, len(seen))
+    order = np.argsort(-change)
+    return [seen[order[k % len(seen)]] for k in range(n)]
+
+
+def mask_losses(decoded: sam2.Decoded, masks_BNKK: Tensor, present_BN: Tensor) -> dict[str, Tensor]:
+    """focal, dice and quality losses over the objects that are present; of M masks, the one with the least mask loss counts."""
+    b, n, m = decoded.masks_BNMSS.shape[:3]
+    logits = F.interpolate(decoded.masks_BNMSS.flatten(0, 1), (SIDE, SIDE), mode="bilinear", align_corners=False)
+    target = masks_BNKK.flatten(0, 1)[:, None].expand_as(logits)
+    p = logits.sigmoid()
+    bce = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    focal_NM = (bce * (p - target).abs().square()).mean((2, 3))
+    dice_NM = 1 - (2 * (p * target).sum((2, 3)) + 1) / (p.sum((2, 3)) + target.sum((2, 3)) + 1)
+    total_NM = 20 * focal_NM + dice_NM
+    best_N = total_NM.argmin(1, keepdim=True)
+    there_N = present_BN.flatten().float()
+    count = there_N.sum().clamp(min=1)
+    with torch.no_grad():
+        hit, wanted = logits > 0, target > 0.5
+        iou_NM = (hit & wanted).sum((2, 3)) / (hit | wanted).sum((2, 3)).clamp(min=1)
+    quality_N = (decoded.iou_BNM.flatten(0, 1) - iou_NM).abs().mean(1)
+    return {
+        "focal": (focal_NM.gather(1, best_N)[:, 0] * there_N).sum() / count,
+        "dice": (dice_NM.gather(1, best_N)[:, 0] * there_N).sum() / count,
+        "quality": (quality_N * there_N).sum() / count,
+        "present": F.binary_cross_entropy_with_logits(decoded.present_BN, present_BN.float()),
+        "iou": (iou_NM.gather(1, best_N)[:, 0] * there_N).sum() / count,
+    }
+
+
+def total(losses: dict[str, Tensor]) -> Tensor:
+    """20 focal + dice + quality + presence."""
+    return 20 * losses["focal"] + losses["dice"] + losses["quality"] + losses["present"]
+
+
+def still_losses(model: Any, batch: dict[str, np.ndarray]) -> dict[str, Tensor]:
+    """Losses of prompted stills; clicks get three masks, boxes one."""
+    labels = torch.from_numpy(batch["labels"])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        features = sam2.encode(model, sam2.to_pixels(batch["rgb"]))
+        decoded = sam2.decode(
+            model, features, sam2.without_memory(model, features), torch.from_numpy(batch["points"]), labels,
+            multimask=bool((labels[0, 0] == 1).any()),
+        )  # fmt: skip
+    masks = torch.from_numpy(batch["masks"])
+    return mask_losses(decoded, masks, torch.ones(masks.shape[:2], dtype=torch.bool))
+
+
+def clip_losses(model: Any, batch: dict[str, np.ndarray]) -> dict[str, Tensor]:
+    """Mean losses over the frames of clips: frame 0 is prompted, the others are conditioned on up to 6 + 1 memories."""
+    b, t = batch["rgb"].shape[:2]
+    n = batch["masks"].shape[1]
+    masks_NTKK = torch.from_numpy(batch["masks"]).flatten(0, 1)
+    present_NT = torch.from_numpy(batch["present"]).flatten(0, 1)
+    points, labels = (
+        torch.from_numpy(batch["points"]).flatten(0, 1)[:, None],
+        torch.from_numpy(batch["labels"]).flatten(0, 1)[:, None],
+    )
+    clicked = bool((labels[0] == 1).any())
+    owner_N = torch.arange(b).repeat_interleave(n)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        everything = sam2.encode(model, sam2.to_pixels(batch["rgb"].reshape(b * t, *batch["rgb"].shape[2:])))
+    memories: list[Tensor] = []
+    pointers: list[Tensor] = []
+    sums: dict[str, Tensor] = {}
+    for k in range(t):
+        features = everything.of(owner_N * t + k)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            if k == 0:
+                decoded = sam2.decode(model, features, sam2.without_memory(model, features), points, labels, clicked)
+            else:
+                past = [(0, memories[0])] + [(k - j, memories[j]) for j in range(max(1, k - 6), k)]
+                places = [(k, pointers[0])] + [(k - j, pointers[j]) for j in range(k - 1, 0, -1)]
+                conditioned = sam2.with_memory(model, features.low_BCHW, past, places)
+                decoded = sam2.decode(model, features, conditioned, None, None, False)
+        for name, value in mask_losses(decoded, masks_NTKK[:, k, None], present_NT[:, k, None]).items():
+            sums[name] = sums.get(name, 0) + value / t
+        if k + 1 < t:
+            memory, pointer = _remember(model, features, decoded, k == 0)
+            memories.append(memory)
+            pointers.append(pointer)
+    return sums
+
+
+def _remember(model: Any, features: sam2.Features, decoded: sam2.Decoded, prompted: bool) -> tuple[Tensor, Tensor]:
+    """Memory and pointer of a frame, of the mask that the model itself thinks best."""
+    best_N = decoded.iou_BNM[:, 0].argmax(1)
+    rows = torch.arange(len(best_N))
+    present_N = decoded.present_BN[:, 0]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        memory = sam2.encode_memory(model, features.low_BCHW, decoded.masks_BNMSS[rows, 0, best_N], present_N, prompted)
+        pointer = sam2.pointer_of(model, decoded.pointers_BNMC[rows, 0, best_N], present_N)
+    return memory, pointer
+
+
+class Stills:
+    """Picklable maker of batches of stills for worker processes."""
+
+    def __init__(self, seed: int, batch: int, prompts: int) -> None:
+        self.settings = seed, batch, prompts
+
+    def __call__(self, index: int) -> dict[str, np.ndarray]:
+        return make_stills(*self.settings, index)
+
+
+class Clips:
+    """Picklable maker of batches of clips for worker processes."""
+
+    def __init__(self, seed: int, batch: int, objects: int, frames: int) -> None:
+        self.settings = seed, batch, objects, frames
+
+    def __call__(self, index: int) -> dict[str, np.ndarray]:
+        return make_clips(*self.settings, index)
+
+
+def train_stills(
+    model: Any, steps: int, batch: int = 16, prompts: int = 4, lr: float = 1e-3, seed: int = 2, workers: int = 1, say: Any = print,
+    checkpoint: Path | None = None,
+) -> None:  # fmt: skip
+    """Stage 1: prompts on stills."""
+    optimiser, log = adamw(model, lr, 0.02, 0.99), Log(50, say)
+    for step, item in enumerate(stream(Stills(seed, batch, prompts), steps, workers)):
+        losses = still_losses(model, item)
+        descend(model, optimiser, total(losses), cosine_lr(step, steps, lr, floor=0.15))
+        log.add(step, **{k: v.item() for k, v in losses.items()})
+        if checkpoint is not None and step % 300 == 299:
+            sam2.save(model, checkpoint)
+
+
+def train_clips(
+    model: Any, steps: int, batch: int = 4, objects: int = 2, frames: int = 6, lr: float = 6e-4, seed: int = 3, workers: int = 1,
+    say: Any = print, checkpoint: Path | None = None,
+) -> None:  # fmt: skip
+    """Stage 2: memory on clips, with a batch of stills every fourth step so that prompts are not forgotten."""
+    optimiser, log = adamw(model, lr, 0.02, 0.99), Log(50, say)
+    stills = stream(Stills(seed + 1, 16, 4), steps, 0)
+    for step, item in enumerate(stream(Clips(seed, batch, objects, frames), steps, workers)):
+        losses = clip_losses(model, item)
+        loss = total(losses)
+        if step % 4 == 3:
+            loss = loss + total(still_losses(model, next(stills)))
+        descend(model, optimiser, loss, cosine_lr(step, steps, lr, floor=0.02))
+        log.add(step, **{k: v.item() for k, v in losses.items()})
+        if checkpoint is not None and step % 200 == 199:
+            sam2.save(model, checkpoint)
+
+
+def train(
+    still_steps: int = 2500, clip_steps: int = 1500, seed: int = 2, say: Any = print, checkpoint: Path | None = None
+) -> tuple[Any, float]:
+    """Both stages. Returns (model, minutes)."""
+    torch.manual_seed(seed)
+    started = time.perf_counter()
+    model = sam2.make_model()
+    train_stills(model, still_steps, seed=seed, say=say, checkpoint=checkpoint)
+    train_clips(model, clip_steps, seed=seed + 1, say=say, checkpoint=checkpoint)
+    return model.eval(), (time.perf_counter() - started) / 60
