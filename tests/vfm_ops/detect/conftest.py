@@ -12,12 +12,8 @@ from tests.vfm_ops.detect import tiny
 @pytest.fixture(scope="session")
 def checkpoints(tmp_path_factory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("detectors")
-    return {
-        "grounding-dino": tiny.grounding_dino(root / "grounding-dino"),
-        "owlvit": tiny.owl(root / "owlvit", generation=1),
-        "owlv2": tiny.owl(root / "owlv2", generation=2),
-        "omdet-turbo": tiny.omdet_turbo(root / "omdet-turbo"),
-    }
+    families = ("grounding-dino", "owlvit", "owlv2", "omdet-turbo")
+    return {family: tiny.save_random(family, root / family) for family in families}
 
 
 @pytest.fixture
