@@ -153,12 +153,11 @@ def test_audio_alone_says_so(tmp_path):
 
 def salvage(source: MediaSource) -> tuple[list[int], MediaError]:
     probe = probe_video(source, LIMITS)
-    numbers = []
+    frames: list[tuple[int, np.ndarray]] = []
     with pytest.raises(MediaError) as caught:
-        for index, picture in PyAVDecoder(source, probe, plan_decode(probe), LIMITS).frames():
-            assert read_number(picture) == index
-            numbers.append(index)
-    return numbers, caught.value
+        frames.extend(PyAVDecoder(source, probe, plan_decode(probe), LIMITS).frames())
+    assert [read_number(picture) for _, picture in frames] == [index for index, _ in frames]
+    return [index for index, _ in frames], caught.value
 
 
 @pytest.mark.parametrize(("name", "codec"), [("v.mkv", "libx264"), ("v.avi", "mpeg4"), ("fast.mp4", "libx264")])
