@@ -32,6 +32,7 @@ Precision = Literal["auto", "exact", "bf16", "fp16"]
 RUNTIMES = ("auto", "torch", "openvino")
 PRECISIONS = ("auto", "exact", "bf16", "fp16")
 FAITHFUL = 0.995  # least cosine to float32, frame by frame, of a candidate that `auto` may take
+SANE = 0.9  # least cosine of a reduced precision that the user asked for by name: below it the conversion is wrong
 CONVERTED = 0.9999  # least cosine of a float32 conversion: anything below is a conversion gone wrong
 CALIBRATION_FRAMES = 16
 
@@ -216,8 +217,6 @@ def _candidates(device: str, runtime: str, precision: str) -> list[Candidate]:
         if not native:
             say_once("openvino can't be imported: the torch runtime is used instead, which is slower on a CPU")
         found += [Candidate("openvino", p) for p in native if precision in ("auto", p)]
-    if runtime == "openvino" and found:
-        return found
     wanted = ("bf16", "exact") if precision == "auto" else (precision,)
     return found + [Candidate("torch", p) for p in wanted]
 
@@ -243,7 +242,7 @@ def _choose(
         if known is not None and Candidate(known["runtime"], known["precision"]) in candidates:
             return _build(request, Candidate(known["runtime"], known["precision"]))
     frames = _calibration(request.example, calibration)
-    choice, compiled = _measure(request, candidates, frames)
+    choice, compiled = _measure(request, candidates, frames, FAITHFUL if precision == "auto" else SANE)
     if path is not None:
         kept = write_once(path, vars(choice))
         if (kept["runtime"], kept["precision"]) != (choice.runtime, choice.precision):
@@ -252,10 +251,11 @@ def _choose(
 
 
 def _measure(
-    request: Request, candidates: list[Candidate], frames: tuple[np.ndarray, ...]
+    request: Request, candidates: list[Candidate], frames: tuple[np.ndarray, ...], faithful: float
 ) -> tuple[Choice, CompiledModule]:
     """Fidelity and rate of the candidates on frames. torch on a CPU is tried only when no OpenVINO candidate is faithful:
-    it was slower on every backbone measured, and converting twice would delay the first result."""
+    it was slower on every backbone measured, and converting twice would delay the first result. Only a precision the
+    user named skips the judgement."""
     from vfm_ops import _torch
 
     reference = _as_tuple(_torch.build(request, "exact")(*frames))
@@ -270,7 +270,7 @@ def _measure(
             say_once(f"OpenVINO could not take this model ({error}): the torch runtime is used instead")
             continue
         cosine = min_cosine(_as_tuple(compiled(*frames)), reference)
-        floor = FAITHFUL if candidate.precision != "exact" else CONVERTED
+        floor = CONVERTED if candidate.precision == "exact" else faithful
         if cosine < floor and candidate != candidates[-1]:
             log.info("%s: cosine %.4f to float32, below %.4f: not taken", candidate, cosine, floor)
             continue

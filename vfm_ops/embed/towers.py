@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from vfm_ops.embed.checkpoint import LITE0, Checkpoint
@@ -53,14 +54,26 @@ def read_state_dict(paths: tuple[Path, ...]) -> dict[str, Tensor]:
 
 def _load_transformers(checkpoint: Checkpoint) -> nn.Module:
     from transformers import AutoModel
+    from transformers.utils import logging
 
     extra = {"mask_ratio": 0.0} if checkpoint.config["model_type"] == "vit_mae" else {}
+    logging.disable_progress_bar()
     try:
-        model = AutoModel.from_pretrained(checkpoint.folder, local_files_only=True, dtype=torch.float32, **extra)
-    except (OSError, ValueError, RuntimeError) as error:
+        model, info = AutoModel.from_pretrained(
+            checkpoint.folder, local_files_only=True, dtype=torch.float32, output_loading_info=True, **extra
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         first = str(error).strip().splitlines()[0]
-        raise UsageError(f"transformers can't load {checkpoint.folder} ({first})") from error
+        raise UsageError(f"transformers can't load {checkpoint.folder}: {first}") from error
+    # A ViT's pooler is not read here, and many checkpoints have none; any other missing weight would be left at random.
+    missing = sorted(k for k in info["missing_keys"] if not (k.startswith("pooler.") and _pools_itself(checkpoint)))
+    if missing:
+        raise UsageError(f"{checkpoint.folder} lacks {len(missing)} of the model's weights, such as {missing[0]}")
     return model.eval()
+
+
+def _pools_itself(checkpoint: Checkpoint) -> bool:
+    return TRANSFORMERS_FEATURES.get(str(checkpoint.config["model_type"])) in (_vit, _vit_mae)
 
 
 def _load_timm(checkpoint: Checkpoint) -> nn.Module:
@@ -132,7 +145,7 @@ def _dinov2(model: Any, pixels: Tensor) -> Features:
 
 def _vit_mae(model: Any, pixels: Tensor) -> Features:
     # Nothing is masked, but the encoder still orders patches by its noise: an ascending one keeps them in place.
-    count = model.embeddings.num_patches
+    count = model.embeddings.position_embeddings.shape[1] - 1
     noise = torch.arange(count, dtype=torch.float32, device=pixels.device).expand(len(pixels), count)
     hidden = model(pixel_values=pixels, noise=noise).last_hidden_state
     return hidden[:, 0], hidden[:, 1:]
@@ -150,7 +163,7 @@ def _beit(model: Any, pixels: Tensor) -> Features:
 
 def _resnet(model: Any, pixels: Tensor) -> Features:
     out = model(pixel_values=pixels)
-    return out.pooler_output.flatten(1), out.last_hidden_state.flatten(2).mT
+    return out.pooler_output.flatten(1), out.last_hidden_state.flatten(2).transpose(1, 2)
 
 
 TRANSFORMERS_FEATURES: dict[str, Callable[[Any, Tensor], Features]] = {
@@ -178,7 +191,7 @@ def _timm(model: Any, pixels: Tensor) -> Features:
     if features.ndim == 3:
         return pooled, features[:, getattr(model, "num_prefix_tokens", 0) :]
     channels_last = features.shape[-1] == model.num_features and features.shape[1] != model.num_features
-    return pooled, features.flatten(1, 2) if channels_last else features.flatten(2).mT
+    return pooled, features.flatten(1, 2) if channels_last else features.flatten(2).transpose(1, 2)
 
 
 def _openclip(model: Any, pixels: Tensor) -> Features:
