@@ -2,12 +2,14 @@
 
 Loss: InfoNCE of images and sentences, plus, for each role (colour, texture, shape), cross-entropy of the image against that
 role's words alone ("something red"): the words are learnt from one another's combinations, so unseen ones compose. The same
-words are asked of every patch that a thing covers, which teaches the tower where to look long before the sentences do.
+words are asked of every patch that a thing covers, which teaches the tower where to look long before the sentences do. For
+most of the training only KEPT patches of an image are encoded, covered ones first (as FLIP, Li et al. 2023, but not blindly).
 Legend: B images, D embedding, V words of a role, G patches along a side, N patches covered by a thing.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,7 @@ from vfm_ops.world.vocabulary import COLOURS, SHAPES, TEXTURES, held_out_kinds, 
 SIZE, PATCH, PROJECTION = 96, 12, 128
 ROLES = {"colour": tuple(COLOURS), "texture": TEXTURES, "shape": SHAPES}
 _TEMPLATES = {"colour": "something {}", "texture": "something {}", "shape": "a {}"}
+KEPT = 28
 SINGLE = World(height=SIZE, width=SIZE, objects=(1, 1), radius=(0.13, 0.42), overlap=0.2)
 SEVERAL = World(height=SIZE, width=SIZE, objects=(2, 3), radius=(0.11, 0.26), overlap=0.2)
 
@@ -49,11 +52,12 @@ def make_model(tokenizer: Any, width: int = 128, depth: int = 4, text_depth: int
     return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=PROJECTION))
 
 
-def make_batch(seed: int, batch: int, index: int, several: float = 0.4) -> dict[str, np.ndarray]:
+def make_batch(seed: int, batch: int, index: int, several: float = 0.4, kept: int | None = None) -> dict[str, Any]:
     """Batch `index`: images with pairwise different captions, and each role's shares of words.
 
-    Returns rgb uint8 (B, H, W, 3), captions (B strings), float32 (B, V) per role, rows summing to 1, `covered` int (N) of flat
-    patch indices into B * G * G and, for these patches, `covered_ROLE` int (N) of the thing's word.
+    several: share of images with two or three things. kept: how many patches of an image to encode, None for all.
+    Returns rgb uint8 (B, H, W, 3), captions (B strings), float32 (B, V) per role, rows summing to 1, `kept` int (B, K) or None,
+    `covered` int (N) of indices into the B * K encoded patches and, for these, `covered_ROLE` int (N) of the thing's word.
     """
     worlds = World(**{**vars(SINGLE), "seed": seed}), World(**{**vars(SEVERAL), "seed": seed + 1})
     rng = np.random.default_rng((seed, 7, index))
@@ -74,23 +78,28 @@ def make_batch(seed: int, batch: int, index: int, several: float = 0.4) -> dict[
         for row, scene in zip(out[role], scenes, strict=True):
             for thing in scene.things:
                 row[words.index(getattr(thing.kind, role))] += 1 / len(scene.things)
-    return out | _covered_patches(scenes)
+    return out | covered_patches(scenes, kept, rng)
 
 
-def _covered_patches(scenes: list[Scene]) -> dict[str, np.ndarray]:
-    """Patches that one thing covers by at least 40 %, with that thing's words."""
+def covered_patches(scenes: list[Scene], kept: int | None, rng: np.random.Generator) -> dict[str, Any]:
+    """Which patches to encode, and what the things say that cover them by at least 40 %."""
     grid = SIZE // PATCH
-    indices, kinds = [], []
+    owner = np.full((len(scenes), grid * grid), -1)
     for b, scene in enumerate(scenes):
-        for k, thing in enumerate(scene.things):
+        for k in range(len(scene.things)):
             share = cv2.resize(scene.mask(k).astype(np.float32), (grid, grid), interpolation=cv2.INTER_AREA)
-            inside = np.flatnonzero(share.ravel() >= 0.4)
-            indices.append(inside + b * grid * grid)
-            kinds += [thing.kind] * len(inside)
-    found = {
-        f"covered_{role}": np.array([words.index(getattr(k, role)) for k in kinds]) for role, words in ROLES.items()
-    }
-    return found | {"covered": np.concatenate(indices)}
+            owner[b, share.ravel() >= 0.4] = k
+    out: dict[str, Any] = {"kept": None}
+    if kept is not None:
+        # Covered patches first, then any: a random number decides among equals.
+        out["kept"] = np.argsort(-((owner >= 0) + rng.random(owner.shape)), axis=1)[:, :kept]
+        owner = np.take_along_axis(owner, out["kept"], axis=1)
+    rows, columns = np.nonzero(owner >= 0)
+    out["covered"] = rows * owner.shape[1] + columns
+    kinds = [scenes[b].things[owner[b, p]].kind for b, p in zip(rows, columns, strict=True)]
+    for role, words in ROLES.items():
+        out[f"covered_{role}"] = np.array([words.index(getattr(k, role)) for k in kinds])
+    return out
 
 
 def encode_text(model: Any, tokenizer: Any, texts: list[str], context: int = CONTEXT) -> Tensor:
@@ -105,10 +114,18 @@ def encode_image(model: Any, rgb_BHWC: np.ndarray) -> Tensor:
     return embed_images_and_patches(model, rgb_BHWC)[0]
 
 
-def embed_images_and_patches(model: Any, rgb_BHWC: np.ndarray) -> tuple[Tensor, Tensor]:
-    """Image embeddings (B, D) and, projected alike, those of the patches (B * G * G, D); all float32, L2-normalised."""
-    hidden_BLC = model.vision_model.post_layernorm(model.vision_model(to_pixels(rgb_BHWC)).last_hidden_state)
-    projected = F.normalize(model.visual_projection(hidden_BLC).float(), dim=-1)
+def embed_images_and_patches(model: Any, rgb_BHWC: np.ndarray, kept_BK: np.ndarray | None = None) -> tuple[Tensor, Tensor]:
+    """Image embeddings (B, D) and, projected alike, those of the patches (B * K, D); all float32, L2-normalised.
+
+    kept_BK: indices of the patches to encode, in each image; None: all of them.
+    """
+    tower = model.vision_model
+    tokens_BLC = tower.embeddings(to_pixels(rgb_BHWC))
+    if kept_BK is not None:
+        index = F.pad(torch.from_numpy(kept_BK) + 1, (1, 0))  # the class token stays first
+        tokens_BLC = tokens_BLC.gather(1, index[..., None].expand(-1, -1, tokens_BLC.shape[-1]))
+    hidden_BLC = tower.encoder(inputs_embeds=tower.pre_layrnorm(tokens_BLC)).last_hidden_state
+    projected = F.normalize(model.visual_projection(tower.post_layernorm(hidden_BLC)).float(), dim=-1)
     return projected[:, 0], projected[:, 1:].flatten(0, 1)
 
 
@@ -116,7 +133,7 @@ def clip_losses(model: Any, tokenizer: Any, batch: dict[str, Any]) -> dict[str, 
     """InfoNCE over captions; per role, cross-entropy of images against the role's words, and of covered patches (`patch`)."""
     role_texts = [_TEMPLATES[role].format(word) for role, words in ROLES.items() for word in words]
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        image_BD, patch_D = embed_images_and_patches(model, batch["rgb"])
+        image_BD, patch_D = embed_images_and_patches(model, batch["rgb"], batch["kept"])
         text_ND = encode_text(model, tokenizer, batch["captions"] + role_texts)
     scale = model.logit_scale.exp()
     b = len(image_BD)
@@ -133,34 +150,46 @@ def clip_losses(model: Any, tokenizer: Any, batch: dict[str, Any]) -> dict[str, 
 
 
 def train(
-    steps: int = 2000, batch: int = 128, lr: float = 1.5e-3, seed: int = 0, workers: int = 1, width: int = 128, depth: int = 4,
-    say: Any = print, checkpoint: Path | None = None,
-) -> tuple[Any, Any]:  # fmt: skip
-    """Trains pocket-clip. Returns (model, tokenizer). checkpoint: directory rewritten every 500 steps."""
+    steps: int = 2000,
+    batch: int = 128,
+    lr: float = 2e-3,
+    seed: int = 0,
+    workers: int = 1,
+    say: Callable[[str], None] = print,
+    checkpoint: Path | None = None,
+    start: tuple[Any, Any] | None = None,
+) -> tuple[Any, Any]:
+    """Trains pocket-clip. Returns (model, tokenizer).
+
+    start: (model, tokenizer) to go on from. checkpoint: directory rewritten every 400 steps, with its quality said.
+    """
     torch.manual_seed(seed)
-    tokenizer = make_tokenizer()
-    model = make_model(tokenizer, width, depth)
+    tokenizer = make_tokenizer() if start is None else start[1]
+    model = make_model(tokenizer) if start is None else start[0].train()
     optimiser, log = adamw(model, lr), Log(50, say)
-    make = _Maker(seed, batch)
-    for step, item in enumerate(stream(make, steps, workers)):
+    for step, item in enumerate(stream(_Maker(seed, batch, steps), steps, workers)):
         losses = clip_losses(model, tokenizer, item)
-        loss = losses["nce"] + 0.5 * (losses["colour"] + losses["texture"] + losses["shape"] + losses["patch"])
-        descend(model, optimiser, loss, cosine_lr(step, steps, lr))
+        words = losses["colour"] + losses["texture"] + losses["shape"] + losses["patch"]
+        descend(model, optimiser, losses["nce"] + 0.5 * words, cosine_lr(step, steps, lr))
         with torch.no_grad():
             model.logit_scale.clamp_(0, np.log(100))
         log.add(step, **{k: v.item() for k, v in losses.items()}, scale=model.logit_scale.exp().item())
-        if checkpoint is not None and step % 500 == 499:
+        if checkpoint is not None and step % 400 == 399:
             say(str(evaluate(model, tokenizer, images=256)))
             save(model, tokenizer, checkpoint)
     return model.eval(), tokenizer
 
 
 class _Maker:
-    def __init__(self, seed: int, batch: int) -> None:
-        self.seed, self.batch = seed, batch
+    """Batches by index: mostly single things at first; all patches only in the last fifth."""
+
+    def __init__(self, seed: int, batch: int, steps: int) -> None:
+        self.seed, self.batch, self.steps = seed, batch, steps
 
     def __call__(self, index: int) -> dict[str, Any]:
-        return make_batch(self.seed, self.batch, index)
+        progress = index / self.steps
+        kept = KEPT if progress < 0.8 else None
+        return make_batch(self.seed, self.batch, index, 0.15 if progress < 0.15 else 0.4, kept)
 
 
 def save(model: Any, tokenizer: Any, directory: Path) -> None:

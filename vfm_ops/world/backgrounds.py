@@ -12,6 +12,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from vfm_ops.errors import MediaError
+
 # package: (sub-folder, file names); `!` marks what only the held-out split shows.
 _PHOTOGRAPHS = {
     "skimage": (
@@ -47,6 +49,8 @@ def photographs(split: str) -> tuple[Path, ...]:
 @functools.cache
 def _load(path: Path) -> np.ndarray:
     bgr = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    if bgr is None:
+        raise MediaError("not_media", f"{path} of an installed package is no readable image; reinstall that package")
     scale = min(1.0, _LONGEST / max(bgr.shape[:2]))
     bgr = cv2.resize(bgr, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
     return np.ascontiguousarray(bgr[..., ::-1])

@@ -64,7 +64,9 @@ def write_images(world: World, count: int, out: Path, progress: Callable[[int], 
     """Stills 0 ... count - 1 with sidecar captions. Returns the path of the COCO file."""
     folder = out / "images"
     folder.mkdir(parents=True, exist_ok=True)
-    images, annotations, categories = [], [], Categories()
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    categories = Categories()
     for i in range(count):
         scene = image(world, i)
         name = f"{i:06d}.jpg"

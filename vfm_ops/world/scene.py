@@ -122,7 +122,7 @@ def composite(ground: np.ndarray, things: list[Thing]) -> Scene:
     """Paints things back to front over a copy of ground, uint8 (H, W, 3), and records who is seen where."""
     rgb, ids = ground.copy(), np.zeros(ground.shape[:2], np.uint8)
     for k, thing in enumerate(things):
-        alpha, (top, left) = coverage(thing.contours, thing.pose, *ids.shape)
+        alpha, (top, left) = coverage(thing.contours, thing.pose, ids.shape[0], ids.shape[1])
         if not alpha.size:
             continue
         h, w = alpha.shape
@@ -158,7 +158,7 @@ def degrade(rng: np.random.Generator, rgb: np.ndarray) -> np.ndarray:
     if rng.random() < 0.4:
         quality = int(rng.integers(45, 95))
         _, data = cv2.imencode(".jpg", rgb[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
-        rgb = np.ascontiguousarray(cv2.imdecode(data, cv2.IMREAD_COLOR)[..., ::-1])
+        rgb = np.ascontiguousarray(np.asarray(cv2.imdecode(data, cv2.IMREAD_COLOR))[..., ::-1])
     return rgb
 
 
