@@ -99,6 +99,7 @@ class RunProgress:
             **{k: c.get(k, 0) for k in ("assets", "frames", "shots", "detections", "tracks", "dropped", "quarantined")},
             "seconds": round(summary.seconds, 2),
             "assets_per_s": round(c.get("assets", 0) / summary.seconds, 2),
+            "steady_frames_per_s": summary.steady_rate and round(summary.steady_rate, 2),
             "first_commit_s": summary.first_commit_s and round(summary.first_commit_s, 2),
             "efficiency": summary.efficiency and round(summary.efficiency, 3),
             "bottleneck": summary.bottleneck,

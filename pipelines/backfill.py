@@ -15,9 +15,9 @@ import ray
 from pipelines.cluster import connect, place
 from pipelines.embed import EmbedFrames
 from pipelines.frames import Outcome, frame_rows
-from pipelines.lake import Lake, embedding_column
+from pipelines.lake import Lake, Lease, embedding_column, new_run_id
 from pipelines.recipe import Embed, Recipe, Resources
-from pipelines.stages import model_views
+from pipelines.stages import model_fields, model_views
 from vfm_ops.errors import MediaError, UsageError
 from vfm_ops.media.frame import DecodeSettings, Frame
 from vfm_ops.media.sandbox import Sandbox
@@ -25,6 +25,19 @@ from vfm_ops.media.source import MediaSource
 from vfm_ops.media.view import View
 
 ROWS = 32
+
+
+def embed_lake(lake: Lake, model: Embed, resources: Resources) -> int:
+    """Adds a model's column to `frames` where it is missing, and fills it. Returns how many frames got a vector.
+
+    Raises UsageError (a model that can't be had, a busy lake, a lake without frames) before anything is written.
+    """
+    fields = model_fields(Recipe(embed=(model,), resources=resources))
+    if lake.count("frames") == 0:
+        raise UsageError(f"{lake.root} has no frames yet: run vfm process first")
+    with Lease(lake, new_run_id()):
+        lake.ensure("frames", fields)
+        return fill_column(lake, model, resources)
 
 
 def fill_column(

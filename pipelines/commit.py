@@ -37,6 +37,7 @@ class Committer:
         self._first_result_at: float | None = None
         self._last_result_at = 0.0
         self._steady_cpu = 0.0
+        self._steady_frames = 0
 
     def add(self, result: dict[str, Any]) -> None:
         """Takes one RESULT row; commits when the last commit is long enough ago."""
@@ -52,6 +53,7 @@ class Committer:
             self._first_result_at = now
         else:
             self._steady_cpu += stats["cpu"]
+            self._steady_frames += sum(json.loads(result["frames"]).values())
         self._last_result_at = now
         self.seconds.update({stage: stats[stage] for stage in ("decode", "embed", "write")})
         for outcome in map(json.loads, result["outcomes"]):
@@ -69,6 +71,13 @@ class Committer:
         if self._first_result_at is None or self._last_result_at - self._first_result_at < 1.0:
             return None
         return self._steady_cpu / (self.cores * (self._last_result_at - self._first_result_at))
+
+    @property
+    def steady_rate(self) -> float | None:
+        """Frames a second between the first result and the last: start-up does not count."""
+        if self._first_result_at is None or self._last_result_at <= self._first_result_at:
+            return None
+        return self._steady_frames / (self._last_result_at - self._first_result_at)
 
     def flush(self) -> None:
         """Commits children first, then what became of their assets, then drops what they replace."""

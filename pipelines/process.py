@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -18,6 +17,7 @@ from typing import Any
 import pyarrow as pa
 import ray
 
+from pipelines.backfill import fill_column
 from pipelines.cluster import Placement, connect, place
 from pipelines.commit import Committer
 from pipelines.frames import Outcome
@@ -25,6 +25,7 @@ from pipelines.lake import (
     SCHEMAS,
     Lake,
     Lease,
+    new_run_id,
     pending_assets,
     quarantined_assets,
     sweep,
@@ -46,6 +47,7 @@ class RunSummary:
     first_commit_s: float | None = None
     stages: dict[str, float] = field(default_factory=dict)  # busy seconds
     efficiency: float | None = None
+    steady_rate: float | None = None  # frames/s between the first result and the last
 
     @property
     def bottleneck(self) -> str | None:
@@ -58,7 +60,7 @@ def process(lake: Lake, recipe: Recipe, *, retry: bool = False, progress: Progre
 
     Raises UsageError (wrong model, busy lake, full disk) before anything is written.
     """
-    started, run_id = time.time(), f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:6]}"
+    started, run_id = time.time(), new_run_id()
     fields = model_fields(recipe)
     lake.check_space()
     with Lease(lake, run_id):
@@ -74,6 +76,8 @@ def process(lake: Lake, recipe: Recipe, *, retry: bool = False, progress: Progre
                 break
         else:
             _give_up(lake, recipe, committer)
+        for model in recipe.embed:  # a model that the recipe gained: frames of earlier runs get its column
+            committer.counts["backfilled"] += fill_column(lake, model, recipe.resources)
         summary = _summarise(run_id, committer, started)
         _record(lake, recipe, fields, summary, started)
     return summary
@@ -158,6 +162,7 @@ def _summarise(run_id: str, committer: Committer, started: float) -> RunSummary:
         first - started if first else None,
         dict(committer.seconds),
         committer.efficiency,
+        committer.steady_rate,
     )
 
 

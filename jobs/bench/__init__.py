@@ -1,0 +1,68 @@
+"""`vfm bench WHAT`: ratios measured in one run on one machine, as a table and as JSON. Each benchmark is a module with
+`measure(quick) -> list[dict]`; absolute times are printed, but only the ratios mean something elsewhere."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import os
+import platform
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vfm_ops.errors import UsageError
+
+BENCHMARKS = ("process", "decode", "track", "detect", "curate", "pretrain", "serve")
+
+
+def command(
+    what: Annotated[str, typer.Argument(metavar="WHAT", help=f"One of: {', '.join(BENCHMARKS)}.")],
+    quick: Annotated[bool, typer.Option(help="Smaller inputs: to see that it runs, not to quote.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Also write the rows to this JSON file.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of the table.")] = False,
+) -> int:
+    """Measures ours against the bare loop and against peers, in one run."""
+    available = [name for name in BENCHMARKS if importlib.util.find_spec(f"jobs.bench.{name}")]
+    if what not in available:
+        raise UsageError(f"there is no benchmark {what!r}: use one of {', '.join(available)}")
+    rows = importlib.import_module(f"jobs.bench.{what}").measure(quick)
+    result = {"benchmark": what, "machine": machine(), "rows": rows}
+    if out:
+        out.write_text(json.dumps(result, indent=1))
+    print(json.dumps(result) if as_json else table(result))
+    return 0
+
+
+def machine() -> str:
+    """The processor, its cores, memory and accelerator, in words."""
+    import psutil
+
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        names = [
+            line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")
+        ]
+        model = names[0] if names else model
+    memory = psutil.virtual_memory().total / 2**30
+    return f"{os.cpu_count()} cores of {model}, {memory:.0f} GiB, Python {platform.python_version()}"
+
+
+def table(result: dict) -> str:
+    """A Markdown table of the rows; columns are the union of their keys, in order of appearance."""
+    columns = list(dict.fromkeys(key for row in result["rows"] for key in row))
+    lines = [f"{result['benchmark']}, on {result['machine']}", ""]
+    lines.append("| " + " | ".join(columns) + " |")
+    lines.append("|" + " --- |" * len(columns))
+    for row in result["rows"]:
+        lines.append("| " + " | ".join(_cell(row.get(c)) for c in columns) + " |")
+    return "\n".join(lines)
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,7 +1,7 @@
 """The lake: table schemas, commits, ledger, quarantine, lease. The only place that imports Lance."""
 
 from pipelines.lake.lake import Lake, filesystem
-from pipelines.lake.lease import Lease
+from pipelines.lake.lease import Lease, new_run_id
 from pipelines.lake.ledger import (
     LakeReport,
     forget_replaced,
@@ -34,6 +34,7 @@ __all__ = [
     "make_asset_id",
     "make_frame_id",
     "make_run_key",
+    "new_run_id",
     "pending_assets",
     "quarantined_assets",
     "settled_assets",

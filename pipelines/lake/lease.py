@@ -10,6 +10,8 @@ from __future__ import annotations
 import socket
 import threading
 import time
+import uuid
+from datetime import UTC, datetime
 from types import TracebackType
 
 import psutil
@@ -21,6 +23,11 @@ from vfm_ops.errors import UsageError
 
 HEARTBEAT_S = 10.0
 EXPIRES_S = 60.0
+
+
+def new_run_id() -> str:
+    """Id of a run: UTC time of its start, and six random hex digits."""
+    return f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:6]}"
 
 
 class Lease:

@@ -1,15 +1,26 @@
-"""Questions to a lake that need Lance: nearest vectors under a filter, and tables that are not a lake's."""
+"""Questions to a lake that need Lance: nearest vectors under a filter, one frame's vector, tables that are not a lake's."""
 
 from __future__ import annotations
 
+import json
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipelines.lake.lake import Lake
 from vfm_ops.errors import UsageError
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import lance
+
+# Where index building leaves the probing that reached its recall, in the table's own configuration.
+TUNING = "vfm.search."
+SCORE = "score"
 
 
 def open_table(uri: str) -> Any:
@@ -18,3 +29,93 @@ def open_table(uri: str) -> Any:
         return lance.dataset(uri)
     except (ValueError, OSError) as e:
         raise UsageError(f"{uri} is no Lance table: {str(e).split(chr(10))[0][:200]}") from e
+
+
+def nearest_frames(
+    lake: Lake, column: str, vector: np.ndarray, k: int, where: str | None, columns: list[str], *, exact: bool = False
+) -> pa.Table:
+    """The k frames whose `column` has the largest cosine to `vector`, best first, with float32 `score`.
+
+    vector: float (D,), any length above zero. where: SQL over the columns of frames, applied before the search. Rows that
+    no index covers yet are searched too. exact: scan everything, index or not. UsageError for a filter that does not fit.
+    """
+    dataset = lake.dataset("frames")
+    if dataset is None:
+        return pa.table({name: [] for name in [*columns, SCORE]})
+    unit = np.asarray(vector, np.float32)
+    unit = unit / max(float(np.linalg.norm(unit)), 1e-12)
+    nearest = {"column": column, "q": unit, "k": k, "metric": "cosine", "use_index": not exact}
+    if not exact:
+        nearest |= probing_for(search_tuning(dataset, column), k)
+    present = f"{column} IS NOT NULL"
+    condition = f"({where}) AND {present}" if where else present
+    wanted = [*dict.fromkeys(columns), "_distance"]
+    try:
+        found = dataset.to_table(columns=wanted, nearest=nearest, filter=condition, prefilter=True)
+    except (ValueError, OSError) as e:
+        raise UsageError(f"the filter {where!r} does not fit table frames: {_filter_reason(e)}") from e
+    scores = pc.subtract(pa.scalar(1.0, pa.float32()), found["_distance"])
+    found = found.drop_columns("_distance").append_column(SCORE, scores)
+    return found.sort_by([(SCORE, "descending")])
+
+
+def check_filter(lake: Lake, table: str, where: str) -> None:
+    """UsageError when `where` is not SQL over the columns of a table. Reads no data."""
+    dataset = lake.dataset(table)
+    if dataset is None:
+        return
+    try:
+        dataset.scanner(columns=[dataset.schema.names[0]], filter=where, limit=1).explain_plan()
+    except (ValueError, OSError) as e:
+        raise UsageError(f"the filter {where!r} does not fit table {table}: {_filter_reason(e)}") from e
+
+
+def frame_vector(lake: Lake, column: str, frame_id: str) -> np.ndarray:
+    """The embedding of one frame, float32 (D,). UsageError when there is no such frame, or its vector is missing."""
+    quoted = frame_id.replace("'", "''")
+    rows = lake.read("frames", [column], filter=f"frame_id = '{quoted}'")
+    if not rows.num_rows:
+        raise UsageError(f"there is no frame {frame_id!r} in {lake.root}; ids look like ASSET:INDEX")
+    value = rows[column][0].as_py()
+    if value is None:
+        raise UsageError(f"frame {frame_id!r} has no vector in column {column}; run: vfm embed")
+    return np.asarray(value, np.float32)
+
+
+def search_tuning(dataset: Any, column: str) -> dict[str, int]:
+    """How the index of a column is probed (nprobes, refine_factor, ef), as index building measured; {} without an index."""
+    stored = dataset.config().get(TUNING + column)
+    return json.loads(stored) if stored else {}
+
+
+def probing_for(tuned: dict[str, int], k: int) -> dict[str, int]:
+    """Stored probing for k results: a graph search must hold at least as many candidates as are re-ranked."""
+    if "ef" not in tuned:
+        return tuned
+    return tuned | {"ef": max(tuned["ef"], k * tuned.get("refine_factor", 1))}
+
+
+def exact_scores(dataset: Any, column: str, queries: np.ndarray, k: int) -> np.ndarray:
+    """Largest k cosines of each query, descending, float32 (Q, k), in one pass over the table. queries: unit (Q, D)."""
+    best = np.full((len(queries), k), -np.inf, np.float32)
+    for vectors in vector_batches(dataset, column):
+        scores = queries @ vectors.T
+        best = -np.partition(-np.concatenate([best, scores], axis=1), k - 1, axis=1)[:, :k]
+    return -np.sort(-best, axis=1)
+
+
+def vector_batches(dataset: Any, column: str) -> Iterator[np.ndarray]:
+    """Unit vectors of a column, float32 (N, D), nulls left out."""
+    for batch in dataset.scanner(columns=[column], filter=f"{column} IS NOT NULL", batch_size=8192).to_batches():
+        array = batch.column(0)
+        if batch.num_rows:
+            vectors = array.flatten().to_numpy(zero_copy_only=False).astype(np.float32).reshape(len(array), -1)
+            yield vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+
+
+def _filter_reason(error: BaseException) -> str:
+    """The part of Lance's message that speaks of the filter."""
+    text = str(error).split("\n")[0]
+    for noise in ("Invalid user input: ", "LanceError(Schema): ", "Schema error: ", "Error during planning: "):
+        text = text.replace(noise, "")
+    return text.split(", /")[0].split(", rust/")[0][:200].rstrip(". ")

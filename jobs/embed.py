@@ -1,0 +1,39 @@
+"""`vfm embed`: one more embedding column for a lake that already has frames; no JPEG is rewritten."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from jobs.cli import run
+from jobs.process import LakeOption
+from pipelines.lake import Lake
+
+
+def command(
+    lake: LakeOption,
+    model: Annotated[str, typer.Option(help="Model spec, family:name-or-path; see vfm models.")],
+    runtime: Annotated[str, typer.Option(help="auto, torch or openvino.")] = "auto",
+    precision: Annotated[str, typer.Option(help="auto, exact, bf16 or fp16.")] = "auto",
+    preprocess: Annotated[str, typer.Option(help="fast, or exact: the model's own filter.")] = "fast",
+    dtype: Annotated[str, typer.Option(help="float16 or float32.")] = "float16",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+) -> int:
+    """Embeds every stored frame that has no vector of this model yet. A killed run goes on where it stopped."""
+    from pipelines.recipe import Embed, Resources, validate
+
+    settings = {"model": model, "runtime": runtime, "precision": precision, "preprocess": preprocess, "dtype": dtype}
+    embed = validate(Embed, settings, "vfm embed")
+    resources = validate(Resources, {"device": device}, "vfm embed")
+    target = Lake.open(lake)
+    from pipelines.backfill import embed_lake
+
+    filled = embed_lake(target, embed, resources)
+    print(f"{filled} frames embedded with {model}" if filled else f"every frame already has a vector of {model}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run(command))

@@ -1,0 +1,191 @@
+"""`python -m jobs.pocket NAME`: trains one of the shipped pocket models again, from its seed, and writes it with its card."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from jobs.cli import run
+from vfm_ops.errors import UsageError
+from vfm_ops.pocket import POCKET, WEIGHTS, pocket_path
+
+
+def command(
+    name: Annotated[str, typer.Argument(help="pocket-clip, pocket-owl, pocket-sam2 or pocket-dino.")],
+    out: Annotated[Path | None, typer.Option(help="Folder for the model's directory; default: the installed package's.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Default: the shipped model's.")] = None,
+    scale: Annotated[float, typer.Option(min=0.0, help="Multiplies the number of steps; small values try the command out.")] = 1.0,
+    threads: Annotated[int, typer.Option(min=1, help="Torch threads.")] = 1,
+    evaluate_only: Annotated[bool, typer.Option("--eval", help="Measure the shipped model on held-out data, train nothing.")] = False,
+) -> int:
+    """Trains a pocket model on generated data, measures it on held-out data, writes weights and card."""
+    import torch
+
+    if name not in RECIPES:
+        raise UsageError(f"there is no pocket model {name!r}; there are {', '.join(POCKET.values())}")
+    torch.set_num_threads(threads)
+    recipe = RECIPES[name]()
+    if evaluate_only:
+        _say_metrics(recipe.evaluate(recipe.load(pocket_path(name))))
+        return 0
+    seed = recipe.seed if seed is None else seed
+    directory = (WEIGHTS if out is None else out) / name
+    started = time.perf_counter()
+    trained = recipe.train(seed, scale, directory)
+    minutes = (time.perf_counter() - started) / 60
+    recipe.save(trained, directory)
+    metrics = recipe.evaluate(recipe.load(directory))
+    _say_metrics(metrics)
+    from vfm_ops.pocket.train import write_card
+
+    write_card(directory, name, recipe.about, f"python -m jobs.pocket {name}", seed, minutes, metrics)
+    print(f"wrote {directory}")
+    return 0
+
+
+def _say_metrics(metrics: dict[str, float]) -> None:
+    for what, value in metrics.items():
+        print(f"{what}: {value:.3f}")
+
+
+class ClipRecipe:
+    """pocket-clip: sentences and images of the world."""
+
+    seed = 0
+    about = (
+        "A CLIP (transformers CLIPModel, 96 px, patch 12) for text search and zero-shot labels of generated scenes: shapes, "
+        "colours, textures, sizes and relations. It knows nothing of the rest of the world."
+    )
+
+    def train(self, seed: int, scale: float, directory: Path) -> Any:
+        from vfm_ops.pocket import clip
+
+        return clip.train(steps=_scaled(1600, scale), seed=seed, checkpoint=directory)
+
+    def save(self, trained: Any, directory: Path) -> None:
+        from vfm_ops.pocket import clip
+
+        clip.save(*trained, directory)
+
+    def load(self, directory: Path) -> Any:
+        import torch
+        from transformers import CLIPModel, CLIPTokenizer
+
+        return CLIPModel.from_pretrained(directory, dtype=torch.float32).eval(), CLIPTokenizer.from_pretrained(directory)
+
+    def evaluate(self, loaded: Any) -> dict[str, float]:
+        from vfm_ops.pocket import clip
+
+        return clip.evaluate(*loaded)
+
+
+class OwlRecipe:
+    """pocket-owl: phrases and boxes, from pocket-clip's towers."""
+
+    seed = 1
+    about = (
+        "An OWL-ViT (transformers OwlViTForObjectDetection, 144 px, patch 12) on pocket-clip's towers: boxes for free-text "
+        "phrases about generated things."
+    )
+
+    def train(self, seed: int, scale: float, directory: Path) -> Any:
+        from vfm_ops.pocket import owl
+
+        model, tokenizer = ClipRecipe().load(pocket_path("pocket-clip"))
+        return owl.train(model, tokenizer, steps=_scaled(2000, scale), seed=seed, checkpoint=directory), tokenizer
+
+    def save(self, trained: Any, directory: Path) -> None:
+        from vfm_ops.pocket import owl
+
+        owl.save(*trained, directory)
+
+    def load(self, directory: Path) -> Any:
+        import torch
+        from transformers import CLIPTokenizer, OwlViTForObjectDetection
+
+        model = OwlViTForObjectDetection.from_pretrained(directory, dtype=torch.float32).eval()
+        return model, CLIPTokenizer.from_pretrained(directory)
+
+    def evaluate(self, loaded: Any) -> dict[str, float]:
+        from vfm_ops.pocket.score import evaluate_detection
+
+        return evaluate_detection(*loaded)
+
+
+class Sam2Recipe:
+    """pocket-sam2: prompts on stills, then memory on clips."""
+
+    seed = 2
+    about = (
+        "A SAM 2 (transformers Sam2VideoModel, 128 px, hidden 128, memory 64): masks from boxes and clicks, and their "
+        "propagation through video, for generated things and photographic cut-outs."
+    )
+
+    def train(self, seed: int, scale: float, directory: Path) -> Any:
+        from vfm_ops.pocket import sam2_train
+
+        return sam2_train.train(_scaled(2500, scale), _scaled(1500, scale), seed, checkpoint=directory)
+
+    def save(self, trained: Any, directory: Path) -> None:
+        from vfm_ops.pocket import sam2
+
+        sam2.save(trained, directory)
+
+    def load(self, directory: Path) -> Any:
+        import torch
+        from transformers import Sam2VideoModel
+
+        return Sam2VideoModel.from_pretrained(directory, dtype=torch.float32).eval()
+
+    def evaluate(self, loaded: Any) -> dict[str, float]:
+        from vfm_ops.pocket.score_masks import evaluate_prompts, evaluate_tracking
+
+        return evaluate_prompts(loaded) | evaluate_tracking(loaded)
+
+
+class DinoRecipe:
+    """pocket-dino: no labels, frames of the world and of real photographs."""
+
+    seed = 4
+    about = "A ViT (timm, 96 px, patch 12, width 128) trained by DINO, without labels, on generated stills and crops of real photographs."
+
+    def train(self, seed: int, scale: float, directory: Path) -> Any:
+        from vfm_ops.pocket import dino
+
+        return dino.train(epochs=12 * scale, seed=seed)
+
+    def save(self, trained: Any, directory: Path) -> None:
+        from vfm_ops.pocket import dino
+
+        dino.save(trained, directory)
+
+    def load(self, directory: Path) -> Any:
+        import timm
+
+        return timm.create_model(f"local-dir:{directory}", pretrained=True).float().eval()
+
+    def evaluate(self, loaded: Any) -> dict[str, float]:
+        from vfm_ops.pocket import dino
+
+        return dino.evaluate(loaded)
+
+
+RECIPES: dict[str, Callable[[], Any]] = {
+    "pocket-clip": ClipRecipe,
+    "pocket-owl": OwlRecipe,
+    "pocket-sam2": Sam2Recipe,
+    "pocket-dino": DinoRecipe,
+}
+
+
+def _scaled(steps: int, scale: float) -> int:
+    return max(1, round(steps * scale))
+
+
+if __name__ == "__main__":
+    sys.exit(run(command))
