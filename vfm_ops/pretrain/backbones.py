@@ -46,17 +46,6 @@ def build_backbone(
         raise UsageError(f"backbone '{name}' can't be built with {args}: {error}") from error
 
 
-def small_image_stem(backbone: nn.Module, channels: int, stride: int) -> nn.Module:
-    """Gives a ResNet a stem for small images: a 3 x 3 convolution and no pooling (SimCLR, appendix B.9, with stride 1)."""
-    if not hasattr(backbone, "conv1") or not hasattr(backbone, "maxpool"):
-        raise UsageError(f"stem_stride is for ResNets; {type(backbone).__name__} has no such stem: leave it at 0")
-    width = backbone.bn1.num_features
-    backbone.conv1 = nn.Conv2d(channels, width, 3, stride=stride, padding=1, bias=False)
-    nn.init.kaiming_normal_(backbone.conv1.weight, mode="fan_out", nonlinearity="relu")
-    backbone.maxpool = nn.Identity()
-    return backbone
-
-
 def is_vit(backbone: nn.Module) -> bool:
     """Whether the token-level forwards below work on it: timm's VisionTransformer and Beit."""
     from timm.models.beit import Beit

@@ -10,6 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from vfm_ops.pretrain.image_text import ImageText, ImageTextConfig
+from vfm_ops.pretrain.load import load_projection
 from vfm_ops.pretrain.losses.info_nce import info_nce
 from vfm_ops.pretrain.objective import TrainDefaults
 
@@ -43,6 +44,8 @@ class CLIP(ImageText):
     def __init__(self, config: CLIPConfig) -> None:
         super().__init__(config)
         self.config: CLIPConfig = config
+        if config.weights and (weight := load_projection(config.weights)) is not None and len(weight) == config.dim:
+            self.projection.load_state_dict({"weight": weight})
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / config.temperature)))
 
     def loss(self, features: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vfm_ops.errors import UsageError
+from vfm_ops.pretrain.augment import CropPlan, one_crop
 from vfm_ops.pretrain.monitor import effective_rank
 from vfm_ops.pretrain.objective import Objective
 
@@ -20,12 +21,24 @@ __all__ = [
 
 
 @torch.no_grad()
-def extract_features(objective: Objective, images: np.ndarray, batch: int = 512, device: str = "cpu") -> Tensor:
-    """Features of every image, in order, none dropped. images: uint8 (N, H, W, C) at the objective's size. (N, D) float32."""
+def extract_features(objective: Objective, images: Sequence[np.ndarray] | np.ndarray, batch: int = 512) -> Tensor:
+    """Features of every image, in order, none dropped: (N, D) float32 on the CPU.
+
+    images: uint8 (H, W, C) each; those of another size than the objective's are squashed to it.
+    """
+    device = objective.pixel_mean.device
     parts = [
-        objective.embed(torch.tensor(images[i : i + batch]).to(device)).cpu() for i in range(0, len(images), batch)
+        objective.embed(torch.tensor(np.stack(evaluation_views(objective, images[i : i + batch]))).to(device)).cpu()
+        for i in range(0, len(images), batch)
     ]
     return torch.cat(parts)
+
+
+def evaluation_views(objective: Objective, images: Sequence[np.ndarray] | np.ndarray) -> list[np.ndarray]:
+    """Each image at the objective's size, whole and unchanged otherwise: uint8 (size, size, C)."""
+    whole = CropPlan(size=objective.config.image_size, scale=None, flip_p=0.0)
+    rng = np.random.default_rng(0)  # unused: nothing in this plan is random
+    return [one_crop(image, whole, 0, rng) for image in images]
 
 
 @torch.no_grad()

@@ -18,7 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from vfm_ops.pretrain.augment import ViewPlan
-from vfm_ops.pretrain.backbones import build_backbone, small_image_stem
+from vfm_ops.pretrain.backbones import build_backbone
+from vfm_ops.pretrain.load import load_backbone
 from vfm_ops.pretrain.param_groups import param_groups
 
 Batch = dict[str, Tensor]
@@ -30,10 +31,12 @@ class ObjectiveConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     backbone: str = Field("vit_base_patch16_224", description="timm model name")
+    weights: str = Field(
+        "", description="timm or transformers directory whose backbone to start from; `backbone` is then unused"
+    )
     backbone_args: dict[str, Any] = Field(
         {}, description="timm model arguments, such as patch_size, depth, drop_path_rate"
     )
-    stem_stride: int = Field(0, ge=0, le=2, description="ResNet: 1 or 2 for a 3 x 3 stem of that stride; 0: timm's own")
     image_size: int = Field(224, gt=0, description="side of the (global) views in pixels")
     channels: int = Field(3, gt=0, description="image channels")
     mean: tuple[float, ...] = Field((0.485, 0.456, 0.406), description="per channel, of pixels in [0, 1]")
@@ -72,9 +75,10 @@ class Objective(nn.Module):
     def __init__(self, config: ObjectiveConfig) -> None:
         super().__init__()
         self.config = config
-        self.backbone = build_backbone(config.backbone, config.image_size, config.channels, config.backbone_args)
-        if config.stem_stride:
-            small_image_stem(self.backbone, config.channels, config.stem_stride)
+        if config.weights:
+            self.backbone = load_backbone(config.weights)
+        else:
+            self.backbone = build_backbone(config.backbone, config.image_size, config.channels, config.backbone_args)
         self.width: int = self.backbone.num_features
         shape = (1, config.channels, 1, 1)
         self.register_buffer(
@@ -121,6 +125,8 @@ class Objective(nn.Module):
     def normalise(self, views: Tensor) -> Tensor:
         """uint8 (..., H, W, C) as workers deliver them -> float (N, C, H, W), normalised; leading dimensions flattened."""
         images = views.flatten(0, -4).permute(0, 3, 1, 2)
+        if images.shape[1] == 1:  # grey travels as one channel and is repeated here
+            images = images.expand(-1, self.config.channels, -1, -1)
         if images.dtype == torch.uint8:
             images = images.to(self.pixel_mean.dtype) / 255
         return (images - self.pixel_mean) / self.pixel_std
