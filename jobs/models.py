@@ -24,7 +24,7 @@ def command(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")]
     table = Table("model", "for", "parameters", "licence", "weights", box=None, pad_edge=False)
     for card in cards:
         size = f"{card['parameters'] / 1e6:.1f} M" if card["parameters"] else "?"
-        here = "here" if card["present"] else card["offline"]
+        here = "here" if card["present"] else card["weights"]
         table.add_row(card["spec"], card["purpose"], size, card["licence"], here)
     Console(width=None if sys.stdout.isatty() else 200).print(table)
     return 0

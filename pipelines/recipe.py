@@ -162,7 +162,7 @@ class Recipe(_Section):
 
 def load_recipe(path: str | None, overrides: Sequence[str] = ()) -> Recipe:
     """Reads a recipe file (None: the default recipe), applies `key.sub=value` overrides. UsageError with the key at fault."""
-    data: dict[str, Any] = _read(Path(path)) if path else {"embed": [default_model()]}
+    data = _read(Path(path)) if path else default_recipe()
     for override in overrides:
         key, eq, value = override.partition("=")
         if not eq:
@@ -175,6 +175,11 @@ def load_recipe(path: str | None, overrides: Sequence[str] = ()) -> Recipe:
                 raise UsageError(f"--set {override}: {parent} is not a section of the recipe")
         node[last] = yaml.safe_load(value)
     return validate(Recipe, data, path or "the default recipe")
+
+
+def default_recipe() -> dict[str, Any]:
+    """Shots, quality, a hash, and one embedding that needs no network; jobs/recipes/default.yaml writes every key out."""
+    return {"shots": {"detector": "auto"}, "embed": [default_model()]}
 
 
 def default_model() -> str:
@@ -212,7 +217,7 @@ def _fields_at(model: Any, loc: tuple) -> list[str]:
     return list(getattr(model, "model_fields", {}))
 
 
-def _read(path: Path) -> dict:
+def _read(path: Path) -> dict[str, Any]:
     try:
         data = yaml.safe_load(path.read_text())
     except FileNotFoundError:
