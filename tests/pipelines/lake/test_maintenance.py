@@ -1,0 +1,172 @@
+"""Compaction and indices: searches stay right while tables change, and stay fast when they grow."""
+
+from __future__ import annotations
+
+import json
+from datetime import timedelta
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from pipelines.lake import SCHEMAS, Lake, Lease, embedding_column, embedding_field
+from pipelines.lake.maintenance import (
+    KINDS,
+    choose_kind,
+    compact_table,
+    forget_versions,
+    index_scalar,
+    index_vectors,
+    maintain,
+    ray_is_running,
+)
+from pipelines.lake.query import exact_scores, nearest_frames
+from vfm_ops.errors import UsageError
+
+DIM = 16
+SPEC = "timm:tiny"
+COLUMN = embedding_column(SPEC)
+FIELD = embedding_field(SPEC, DIM, {"digest": "d"})
+
+
+def clustered(count: int, seed: int = 0) -> np.ndarray:
+    """Unit float16 vectors around forty centres."""
+    random = np.random.default_rng(seed)
+    centres = np.random.default_rng(99).normal(size=(40, DIM))
+    x = centres[random.integers(0, 40, count)] + 0.5 * random.normal(size=(count, DIM))
+    return (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float16)
+
+
+def add_frames(lake: Lake, vectors: np.ndarray, first: int = 0, fragments: int = 4, nulls: int = 0) -> None:
+    """Adds frames `f0`, `f1`, ... of one asset each, with vectors; the last `nulls` rows have none."""
+    lake.ensure("frames", [FIELD])
+    ids = [f"f{first + i}" for i in range(len(vectors) + nulls)]
+    cells = pa.array([*vectors, *[None] * nulls], FIELD.type)
+    rows = pa.table({"frame_id": ids, "asset_id": [f"a{i}" for i in ids], "run_key": ["r.1"] * len(ids), COLUMN: cells})
+    schema = lake.schema("frames")
+    columns = [rows[f.name] if f.name in rows.schema.names else pa.nulls(len(ids), f.type) for f in schema]
+    full = pa.table(columns, schema)
+    step = -(-len(ids) // fragments)
+    for start in range(0, len(ids), step):
+        lake.commit("frames", lake.write_fragments("frames", full.slice(start, step)))
+
+
+@pytest.fixture
+def lake(tmp_path) -> Lake:
+    """3,000 frames in four fragments."""
+    lake = Lake.create(tmp_path / "lake")
+    add_frames(lake, clustered(3000), nulls=20)
+    return lake
+
+
+def recall_at_10(lake: Lake, queries: np.ndarray) -> float:
+    """Against an exact scan, by score."""
+    exact = exact_scores(lake.dataset("frames"), COLUMN, queries.astype(np.float32), 10)[:, -1]
+    hits = 0
+    for query, least in zip(queries, exact):
+        found = nearest_frames(lake, COLUMN, query, 10, None, ["frame_id"])
+        hits += int((found["score"].to_numpy() >= least - 1e-3).sum())
+    return hits / (10 * len(queries))
+
+
+def test_the_exact_scan_is_numpy(lake):
+    queries = clustered(5, seed=1).astype(np.float32)
+    queries /= np.linalg.norm(queries, axis=1, keepdims=True)
+    oracle = -np.sort(-(queries.astype(np.float64) @ clustered(3000).astype(np.float64).T), axis=1)[:, :10]
+    np.testing.assert_allclose(exact_scores(lake.dataset("frames"), COLUMN, queries, 10), oracle, atol=2e-3)
+
+
+@pytest.mark.parametrize("kind", [k for k in KINDS if k != "auto"])
+def test_every_kind_of_index_reaches_its_recall_with_the_probing_it_stored(lake, kind):
+    report = index_vectors(lake, COLUMN, kind)
+    assert (report.kind, report.built, report.rows) == (kind, "new", 3000)
+    assert report.recall >= 0.95
+    assert json.loads(lake.dataset("frames").config()[f"vfm.search.{COLUMN}"]) == report.probing
+    assert recall_at_10(lake, clustered(20, seed=3)) >= 0.95
+
+
+def test_rows_appended_after_the_index_are_found_and_then_indexed(lake):
+    index_vectors(lake, COLUMN, "ivf_flat")
+    late = clustered(40, seed=7)
+    add_frames(lake, late, first=5000, fragments=1)
+
+    def best(i: int) -> str:
+        return nearest_frames(lake, COLUMN, late[i], 1, None, ["frame_id"])["frame_id"][0].as_py()
+
+    assert [best(i) for i in (0, 20, 39)] == ["f5000", "f5020", "f5039"]
+    assert index_vectors(lake, COLUMN, "ivf_flat").built == "extended"
+    assert lake.dataset("frames").stats.index_stats(f"{COLUMN}_idx")["num_unindexed_rows"] == 0
+    assert [best(i) for i in (0, 20, 39)] == ["f5000", "f5020", "f5039"]
+    assert index_vectors(lake, COLUMN, "ivf_flat").built == "current"
+
+
+def test_deleted_and_compacted_rows_leave_the_index_right(lake):
+    index_vectors(lake, COLUMN, "ivf_flat")
+    lake.delete("frames", "frame_id", [f"f{i}" for i in range(0, 3000, 2)])
+    before, after = compact_table(lake, "frames")
+    assert (before, after) == (4, 1)
+    found = nearest_frames(lake, COLUMN, clustered(3000)[501], 5, None, ["frame_id"])["frame_id"].to_pylist()
+    assert found[0] == "f501"
+    assert all(int(f[1:]) % 2 for f in found)
+
+
+def test_maintenance_keeps_every_row_and_makes_every_index(lake):
+    rows = [{"asset_id": f"a{i}", "uri": f"/x/{i}.jpg"} for i in range(30)]
+    for start in range(0, 30, 10):
+        lake.append("assets", pa.Table.from_pylist(rows[start : start + 10], SCHEMAS["assets"]))
+    before = {t: sorted(map(str, lake.read(t).to_pylist())) for t in ("assets", "frames")}
+    report = maintain(lake, keep=timedelta(0))
+    assert {t: sorted(map(str, lake.read(t).to_pylist())) for t in ("assets", "frames")} == before
+    assert report.fragments["assets"] == (3, 1)
+    assert report.freed_bytes > 0
+    made = {(i.table, i.column, i.built) for i in report.indices}
+    assert made == {
+        ("assets", "asset_id", "new"),
+        ("frames", "frame_id", "new"),
+        ("frames", "asset_id", "new"),
+        ("frames", COLUMN, "exact"),
+    }
+    assert {i.built for i in maintain(lake).indices} == {"current", "exact"}
+    assert json.loads(json.dumps(report.as_dict()))["fragments"]["assets"] == [3, 1]
+
+
+def test_versions_younger_than_asked_are_kept(lake):
+    version = lake.dataset("frames").version
+    lake.delete("frames", "frame_id", ["f0"])
+    forget_versions(lake, "frames", timedelta(days=1))
+    assert lake.dataset("frames", version=version).count_rows() == 3020
+    forget_versions(lake, "frames", timedelta(0))
+    assert lake.dataset("frames").count_rows() == 3019
+    assert len(lake.dataset("frames").versions()) == 1
+
+
+def test_small_tables_are_scanned_large_ones_indexed():
+    assert [choose_kind(n) for n in (0, 9_999, 10_000, 1_000_000, 50_000_000)] == [
+        "exact",
+        "exact",
+        "ivf_flat",
+        "ivf_flat",
+        "ivf_hnsw_sq",
+    ]
+
+
+def test_wrong_kinds_columns_and_busy_lakes_are_refused(lake):
+    with pytest.raises(UsageError, match="known: auto, ivf_flat"):
+        maintain(lake, kind="hash")  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match=f"it has {COLUMN}"):
+        maintain(lake, columns=["emb_other"])
+    with Lease(lake, "run-3"), pytest.raises(UsageError, match="run-3"):
+        maintain(lake)
+
+
+def test_a_running_ray_does_the_same_work(lake, ray_local):
+    rows = pa.Table.from_pylist([{"asset_id": f"a{i}", "uri": f"/x/{i}.jpg"} for i in range(20)], SCHEMAS["assets"])
+    lake.append("assets", rows.slice(0, 10))
+    lake.append("assets", rows.slice(10))
+    assert ray_is_running()
+    assert compact_table(lake, "assets") == (2, 1)
+    assert lake.read("assets").sort_by("uri").equals(rows.sort_by("uri"))
+    assert index_scalar(lake, "frames", "asset_id").built == "new"
+    assert lake.read("frames", ["frame_id"], filter="asset_id = 'af17'")["frame_id"].to_pylist() == ["f17"]
+    assert index_vectors(lake, COLUMN, "ivf_flat").recall >= 0.95
+    assert recall_at_10(lake, clustered(20, seed=3)) >= 0.95
