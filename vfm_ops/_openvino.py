@@ -8,12 +8,15 @@ A warm process reads the IR and never imports torch.
 
 from __future__ import annotations
 
+import logging
+import os
 import tempfile
 import threading
 import warnings
 import xml.etree.ElementTree as ElementTree
 from collections import deque
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -54,7 +57,10 @@ def build(request: Request, precision: str) -> OpenVinoModule:
     """Compile a request's module, converting it first unless its IR is cached. Raises ConversionFailed."""
     folder = request.folder
     if folder is not None and (folder / "model.xml").exists() and (folder / "model.bin").exists():
-        return OpenVinoModule(folder / "model.xml", request, precision)
+        try:
+            return OpenVinoModule(folder / "model.xml", request, precision)
+        except RuntimeError as error:
+            say_once(f"the converted model in {folder} is damaged ({str(error).splitlines()[0][:80]}): it is made anew")
     if folder is not None:
         try:
             publish_folder(lambda work: _convert(request, work), folder)
@@ -75,8 +81,7 @@ def _convert(request: Request, folder: Path) -> None:
     example = tuple(torch.from_numpy(tile(a, batch)) for a in request.example)
     module = request.load()
     try:
-        with torch.inference_mode(False), torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # tracers' warnings about constant shapes: static shapes are the intention
+        with torch.inference_mode(False), torch.no_grad(), _importer_kept_to_itself():
             traced = torch.jit.trace(module, example, check_trace=False, strict=False)
             shapes = [tuple(a.shape) for a in example]
             model = openvino.convert_model(traced, example_input=example, input=shapes)
@@ -84,6 +89,25 @@ def _convert(request: Request, folder: Path) -> None:
         raise ConversionFailed(f"{type(error).__name__}: {str(error).splitlines()[0][:200]}") from error
     openvino.save_model(model, str(folder / "model.xml"), compress_to_fp16=False)
     mark_float32_stem(folder / "model.xml", FLOAT32_STEM)
+
+
+@contextmanager
+def _importer_kept_to_itself() -> Iterator[None]:
+    """OpenVINO's importer sets the root logger to ERROR and leaves it so when it fails, and reports usage over the network
+    except where CI=true; tracers warn of constant shapes, and static shapes are the intention here."""
+    root, ci = logging.getLogger(), os.environ.get("CI")
+    level, filters, handlers = root.level, list(root.filters), list(root.handlers)
+    os.environ["CI"] = "true"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        root.setLevel(level)
+        root.filters, root.handlers = filters, handlers
+        del os.environ["CI"]
+        if ci is not None:
+            os.environ["CI"] = ci
 
 
 def mark_float32_stem(path: Path, count: int) -> None:

@@ -43,7 +43,8 @@ def test_vectors_and_tokens_are_those_of_transformers(family, runtime, transform
     pooled, tokens = _own_features(family, model, normalised_pixels(pixels, MEAN, STD))
     vectors, patches = embedder.embed_with_tokens(pixels)
     assert (embedder.runtime, embedder.precision) == (runtime, "exact")
-    assert vectors.dtype == np.float32 and vectors.shape == (5, embedder.dim)
+    assert vectors.dtype == np.float32
+    assert vectors.shape == (5, embedder.dim)
     np.testing.assert_allclose(vectors, unit(pooled), atol=1e-5)
     np.testing.assert_allclose(patches, tokens.numpy(), atol=2e-5)
 
