@@ -17,11 +17,17 @@ from vfm_ops.pocket import POCKET, WEIGHTS, pocket_path
 
 def command(
     name: Annotated[str, typer.Argument(help="pocket-clip, pocket-owl, pocket-sam2 or pocket-dino.")],
-    out: Annotated[Path | None, typer.Option(help="Folder for the model's directory; default: the installed package's.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the model's directory; default: the installed package's.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Default: the shipped model's.")] = None,
-    scale: Annotated[float, typer.Option(min=0.0, help="Multiplies the number of steps; small values try the command out.")] = 1.0,
+    scale: Annotated[
+        float, typer.Option(min=0.0, help="Multiplies the number of steps; small values try the command out.")
+    ] = 1.0,
     threads: Annotated[int, typer.Option(min=1, help="Torch threads.")] = 1,
-    evaluate_only: Annotated[bool, typer.Option("--eval", help="Measure the shipped model on held-out data, train nothing.")] = False,
+    evaluate_only: Annotated[
+        bool, typer.Option("--eval", help="Measure the shipped model on held-out data, train nothing.")
+    ] = False,
 ) -> int:
     """Trains a pocket model on generated data, measures it on held-out data, writes weights and card."""
     import torch
@@ -76,7 +82,9 @@ class ClipRecipe:
         import torch
         from transformers import CLIPModel, CLIPTokenizer
 
-        return CLIPModel.from_pretrained(directory, dtype=torch.float32).eval(), CLIPTokenizer.from_pretrained(directory)
+        return CLIPModel.from_pretrained(directory, dtype=torch.float32).eval(), CLIPTokenizer.from_pretrained(
+            directory
+        )
 
     def evaluate(self, loaded: Any) -> dict[str, float]:
         from vfm_ops.pocket import clip

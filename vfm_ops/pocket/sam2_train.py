@@ -23,10 +23,10 @@ from vfm_ops.world.scene import Scene, World, image
 
 SIDE = 64  # masks are supervised at this size, softly, so that edges are learnt below a mask pixel
 STILLS = World(
-    height=sam2.SIZE, width=sam2.SIZE, objects=(2, 5), radius=(0.07, 0.36), overlap=0.35, cutouts=0.25, any_kind=False
+    height=sam2.SIZE, width=sam2.SIZE, objects=(2, 5), radius=(0.07, 0.36), overlap=0.35, cutouts=0.25
 )
 CLIPS = World(
-    height=sam2.SIZE, width=sam2.SIZE, objects=(2, 5), radius=(0.09, 0.26), overlap=0.4, cutouts=0.25, any_kind=False
+    height=sam2.SIZE, width=sam2.SIZE, objects=(2, 5), radius=(0.09, 0.26), overlap=0.4, cutouts=0.25
 )
 MIN_AREA = 24
 
@@ -125,7 +125,6 @@ def _eventful(rng: np.random.Generator, scenes: list[Scene], seen: list[int], n:
 
 def mask_losses(decoded: sam2.Decoded, masks_BNKK: Tensor, present_BN: Tensor) -> dict[str, Tensor]:
     """focal, dice and quality losses over the objects that are present; of M masks, the one with the least mask loss counts."""
-    b, n, m = decoded.masks_BNMSS.shape[:3]
     logits = F.interpolate(decoded.masks_BNMSS.flatten(0, 1), (SIDE, SIDE), mode="bilinear", align_corners=False)
     target = masks_BNKK.flatten(0, 1)[:, None].expand_as(logits)
     p = logits.sigmoid()

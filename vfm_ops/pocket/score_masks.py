@@ -1,4 +1,4 @@
-"""Held-out quality of pocket-sam2, through transformers' own interfaces: mIoU from one prompt, J&F over clips.
+"""Held-out quality of pocket-sam2: mIoU from one prompt; J&F over clips, tracked by transformers' own session.
 
 Legend: H, W pixels.
 """
@@ -36,17 +36,18 @@ def evaluate_prompts(model: Any, images: int = 60, seed: int = 30_001) -> dict[s
     by_box, by_click = [], []
     for i in range(images):
         scene = image(world, i)
-        embeddings = model.get_image_embeddings(sam2.to_pixels(scene.rgb[None]))
+        features = sam2.encode(model, sam2.to_pixels(scene.rgb[None]))
+        plain = sam2.without_memory(model, features)
         for k in range(len(scene.things)):
             if scene.mask(k).sum() < 24:
                 continue
-            box = torch.from_numpy(scene.boxes_N4[k] - 0.5).view(1, 1, 4)
-            out = model(image_embeddings=list(embeddings), input_boxes=box, multimask_output=False)
-            by_box.append(mask_iou(upsampled(out.pred_masks[0, 0, 0]), scene.mask(k)))
+            corners = torch.from_numpy(scene.boxes_N4[k] - 0.5).view(1, 1, 2, 2)
+            boxed = sam2.decode(model, features, plain, corners, torch.tensor([[[2, 3]]]), multimask=False)
+            by_box.append(mask_iou(upsampled(boxed.masks_BNMSS[0, 0, 0]), scene.mask(k)))
             point = torch.tensor([[[deepest_pixel(scene.mask(k))]]], dtype=torch.float32)
-            out = model(image_embeddings=list(embeddings), input_points=point, multimask_output=True)
-            best = int(out.iou_scores[0, 0].argmax())
-            by_click.append(mask_iou(upsampled(out.pred_masks[0, 0, best]), scene.mask(k)))
+            clicked = sam2.decode(model, features, plain, point, torch.tensor([[[1]]]), multimask=True)
+            best = int(clicked.iou_BNM[0, 0].argmax())
+            by_click.append(mask_iou(upsampled(clicked.masks_BNMSS[0, 0, best]), scene.mask(k)))
     return {"mIoU from a box": float(np.mean(by_box)), "mIoU from one click": float(np.mean(by_click))}
 
 
@@ -62,7 +63,9 @@ def track(model: Any, frames: list[np.ndarray], box_4: np.ndarray) -> list[np.nd
     from transformers.models.sam2_video.modeling_sam2_video import Sam2VideoInferenceSession
 
     pixels = sam2.to_pixels(np.stack(frames))
-    session = Sam2VideoInferenceSession(video=pixels, video_height=pixels.shape[2], video_width=pixels.shape[3])
+    session = Sam2VideoInferenceSession(
+        video=pixels, video_height=pixels.shape[2], video_width=pixels.shape[3], dtype=torch.float32
+    )
     index = session.obj_id_to_idx(1)
     corners = torch.from_numpy(box_4 - 0.5).float().view(1, 1, 2, 2)
     labels = torch.tensor([[[2, 3]]], dtype=torch.int32)

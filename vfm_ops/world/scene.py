@@ -13,7 +13,7 @@ import numpy as np
 from vfm_ops.errors import UsageError
 from vfm_ops.world.backgrounds import background, photograph_crop, procedural
 from vfm_ops.world.shapes import Fill, Pose, blob_outline, coverage, outline, paint
-from vfm_ops.world.vocabulary import CUTOUT, Kind, held_out_kinds, kinds, size_word, training_kinds
+from vfm_ops.world.vocabulary import CUTOUT, Kind, held_out_kinds, size_word, training_kinds
 
 SPLITS = ("train", "heldout")
 
@@ -38,7 +38,6 @@ class World:
     overlap: float = 0.25
     degrade: bool = True
     photographic: float = 0.6
-    any_kind: bool = False
 
     def __post_init__(self) -> None:
         if self.split not in SPLITS:
@@ -52,7 +51,7 @@ class World:
 
     def kinds(self) -> tuple[Kind, ...]:
         """The kinds that this world draws from."""
-        return kinds() if self.any_kind else training_kinds() if self.split == "train" else held_out_kinds()
+        return training_kinds() if self.split == "train" else held_out_kinds()
 
 
 @dataclass(frozen=True)
@@ -120,9 +119,10 @@ def random_thing(rng: np.random.Generator, world: World, pose: Pose) -> Thing:
 
 def composite(ground: np.ndarray, things: list[Thing]) -> Scene:
     """Paints things back to front over a copy of ground, uint8 (H, W, 3), and records who is seen where."""
-    rgb, ids = ground.copy(), np.zeros(ground.shape[:2], np.uint8)
+    height, width = ground.shape[:2]
+    rgb, ids = ground.copy(), np.zeros((height, width), np.uint8)
     for k, thing in enumerate(things):
-        alpha, (top, left) = coverage(thing.contours, thing.pose, ids.shape[0], ids.shape[1])
+        alpha, (top, left) = coverage(thing.contours, thing.pose, height, width)
         if not alpha.size:
             continue
         h, w = alpha.shape
