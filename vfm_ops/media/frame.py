@@ -86,7 +86,7 @@ def image_frame(source: MediaSource, settings: DecodeSettings) -> Frame:
     data = source.read(limits.max_image_bytes)
     header = read_jpeg_header(data) if data[:3] == b"\xff\xd8\xff" else None
     reduce = reduction(header, settings)
-    rgb = decode_image(data, limits, source.name, reduce)
+    rgb = decode_image(data, limits, source.name, reduce, header)
     original = data if settings.jpeg and keeps_original(header, settings.jpeg_max_side) else None
     upright = rgb.shape[1], rgb.shape[0]
     if header is not None and reduce > 1:

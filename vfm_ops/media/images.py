@@ -88,11 +88,14 @@ def _exif_orientation(tiff: bytes) -> int:
     return 1
 
 
-def decode_image(data: bytes, limits: Limits, name: str = "the image", reduce: int = 1) -> np.ndarray:
+def decode_image(
+    data: bytes, limits: Limits, name: str = "the image", reduce: int = 1, header: JpegHeader | None = None
+) -> np.ndarray:
     """Decode a still to uint8 RGB (H, W, 3), EXIF orientation applied, alpha composited on white, 16 bits scaled to 8.
 
     limits: checked against the header before decoding. name: what the message calls it.
     reduce: 2, 4 or 8 lets a plain JPEG be decoded at that fraction of its size (DCT scaling); others ignore it.
+    header: of these very bytes, when it has been read already.
     Raises MediaError('empty' | 'not_media' | 'bomb' | 'truncated' | 'damaged' | 'unsupported').
     """
     if not data:
@@ -104,7 +107,7 @@ def decode_image(data: bytes, limits: Limits, name: str = "the image", reduce: i
             "not_media", f"{name} is {found} by its first bytes, whatever its name says; remove or fix it."
         )
     if kind == "jpeg":
-        header = read_jpeg_header(data)
+        header = header or read_jpeg_header(data)
         if header is not None:
             limits.check_size(header.width, header.height, name)
             rgb = _decode_plain_jpeg(data, header, reduce)

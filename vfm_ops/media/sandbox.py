@@ -11,7 +11,6 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, astuple
 from itertools import islice
 from typing import Any
 
@@ -80,7 +79,7 @@ class _Batch:
         return [i for i, result in enumerate(self.results) if result is None]
 
     def submit(self, process: DecoderProcess) -> None:
-        sources = [astuple(self.sources[i]) for i in self.pending]
+        sources = [self.sources[i].to_tuple() for i in self.pending]
         self.request = process.submit({"op": "images", "sources": sources})
 
     def take(self, answer: list[Any]) -> None:
@@ -167,7 +166,7 @@ class Sandbox:
     def probe(self, source: MediaSource) -> Probe:
         """A video's timeline (see `probe_video`). Raises MediaError."""
         with self._borrow() as (child,), _no_crash(child, source):
-            answer = child.ask({"op": "probe", "source": astuple(source)})
+            answer = child.ask({"op": "probe", "source": source.to_tuple()})
         if "kind" in answer:
             raise MediaError(answer["kind"], answer["message"])
         return probe_from_dict(answer["probe"])
@@ -201,8 +200,8 @@ class Sandbox:
     ) -> Iterator[tuple[np.ndarray | None, list[Frame]]]:
         request = {
             "op": "open",
-            "source": astuple(source),
-            "probe": None if probe is None else asdict(probe),
+            "source": source.to_tuple(),
+            "probe": None if probe is None else vars(probe),
             "indices": None if indices is None else np.asarray(indices, np.int64),
             "frames": frames,
             "thumbnails": thumbnails,

@@ -13,7 +13,6 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
 from typing import Any
 
 import cv2
@@ -71,7 +70,7 @@ class Worker:
     def _probe(self, request: dict[str, Any], writer: SlabWriter) -> str:
         source = MediaSource(*request["source"])
         try:
-            return writer.dumps({"probe": asdict(probe_video(source, self._settings.limits, self.tick))})
+            return writer.dumps({"probe": vars(probe_video(source, self._settings.limits, self.tick))})
         except Exception as error:
             return writer.dumps(error_to_dict(error, source.uri))
 

@@ -7,6 +7,7 @@ shape]} or {"#": [offset, length]}. So messages stay small, and reading an array
 from __future__ import annotations
 
 import json
+import math
 import mmap
 import os
 import tempfile
@@ -69,10 +70,11 @@ class SlabWriter:
 
     def __init__(self, slab: Slab, start: int = 0) -> None:
         self._slab, self.used = slab, start
+        self._encode = json.JSONEncoder(default=self._reference, separators=(",", ":"), check_circular=False).encode
 
     def dumps(self, message: Any) -> str:
         """JSON text of a message that may hold arrays, bytes and NumPy scalars."""
-        return json.dumps(message, default=self._reference, separators=(",", ":"))
+        return self._encode(message)
 
     def put(self, raw: np.ndarray) -> int:
         """Write uint8 (n,); returns the offset."""
@@ -105,7 +107,7 @@ def _dereference(memory: np.ndarray) -> Callable[[dict[str, Any]], Any]:
         if len(value) == 1:
             if "@" in value:
                 offset, dtype, shape = value["@"]
-                size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+                size = math.prod(shape) * np.dtype(dtype).itemsize
                 return memory[offset : offset + size].view(dtype).reshape(shape)
             if "#" in value:
                 offset, length = value["#"]

@@ -46,12 +46,12 @@ class BackendCost:
         return self.open_ms + per_frame * megapixels
 
 
-# Measured with `measure_backends` on H.264 and MPEG-4 at 320x180 to 960x540, one thread, x86-64 with AVX-512.
+# Measured with `measure_backends` on H.264 at 640x272 to 960x540, one thread, x86-64 with AVX-512.
 # Absolute figures differ between machines; the ratios, which decide, hardly do.
 COSTS: dict[str, BackendCost] = {
-    "pyav": BackendCost(open_ms=1.5, decode_ms=7.0, skip_ms=5.0, convert_ms=5.0),
-    "opencv": BackendCost(open_ms=4.0, decode_ms=7.0, skip_ms=7.0, convert_ms=7.0),
-    "decord": BackendCost(open_ms=6.0, decode_ms=9.0, skip_ms=9.0, convert_ms=7.0),
+    "pyav": BackendCost(open_ms=4.0, decode_ms=2.6, skip_ms=1.9, convert_ms=1.9),
+    "opencv": BackendCost(open_ms=4.5, decode_ms=2.6, skip_ms=3.0, convert_ms=1.9),
+    "decord": BackendCost(open_ms=20.0, decode_ms=3.5, skip_ms=4.5, convert_ms=2.7),
 }
 _CLASSES: dict[str, Any] = {"pyav": PyAVDecoder, "decord": DecordDecoder, "opencv": OpenCVDecoder}
 
