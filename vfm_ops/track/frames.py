@@ -99,6 +99,9 @@ class FrameMasks:
             raise UsageError(f"object {object_id} is not tracked on frame {self.frame_index}: {self.object_ids}")
         at = self.object_ids.index(object_id)
         one = FrameMasks(
-            self.frame_index, [object_id], *(t[at : at + 1] for t in (self.logits_Nhw, self.object_logits_N, self.iou_N)), self.size
+            self.frame_index,
+            [object_id],
+            *(t[at : at + 1] for t in (self.logits_Nhw, self.object_logits_N, self.iou_N)),
+            self.size,
         )
         return one.masks()[0]

@@ -64,7 +64,9 @@ class Sam2Network:
     model: transformers' `Sam2VideoModel`. device, dtype: where and how it runs; mask logits are float32 always.
     """
 
-    def __init__(self, model: nn.Module, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self, model: nn.Module, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+    ) -> None:
         self.model = model.to(device=device, dtype=dtype).eval().requires_grad_(False)
         self.config = model.config
         self.device, self.dtype = torch.device(device), dtype
@@ -149,7 +151,9 @@ class Sam2Network:
         full = masks_N1SS * 20.0 - 10.0
         size = model.prompt_encoder.mask_input_size
         logits = F.interpolate(full, size=size, mode="bilinear", align_corners=False, antialias=True)
-        dense = model.prompt_encoder.mask_embed(_resize_antialias(model.mask_downsample(masks_N1SS.to(self.dtype)), size))
+        dense = model.prompt_encoder.mask_embed(
+            _resize_antialias(model.mask_downsample(masks_N1SS.to(self.dtype)), size)
+        )
         top = features.top_1Chw.expand(len(full), -1, -1, -1)
         decoded = self._run_decoder(features, top, self.no_clicks[0], dense, True)
         present_N1 = (masks_N1SS.flatten(1) > 0).any(1, keepdim=True).to(self.dtype)
@@ -164,7 +168,8 @@ class Sam2Network:
         frame's projection is the same for all objects, so it is computed once and the masks are added to it.
         """
         encoder, config = self.model.memory_encoder, self.config
-        masks = (masks_N1SS > 0).float() if binarise else torch.sigmoid(masks_N1SS)
+        masks_N1SS = masks_N1SS.to(torch.promote_types(self.dtype, torch.float32))
+        masks = (masks_N1SS > 0).to(masks_N1SS.dtype) if binarise else torch.sigmoid(masks_N1SS)
         masks = masks * config.sigmoid_scale_for_mem_enc + config.sigmoid_bias_for_mem_enc
         fused = encoder.feature_projection(features.top_1Chw) + encoder.mask_downsampler(masks.to(self.dtype))
         memory_NMhw = encoder.projection(encoder.memory_fuser(fused))

@@ -71,7 +71,7 @@ def _pack_pointers(
     if longest == 0:
         empty = torch.zeros(n, 0, m, device=network.device, dtype=network.dtype)
         return empty, empty, torch.zeros(n, 0, dtype=torch.bool)
-    blank = torch.zeros_like(network.model.no_object_pointer[0], dtype=torch.float32)
+    blank = torch.zeros_like(network.model.no_object_pointer[0], dtype=network.dtype)
     rows = [t for row in pointers for t in [*row, *[blank] * (longest - len(row))]]
     pointers_NQC = torch.stack(rows).view(n, longest, -1)
     distances_NQ = torch.tensor([row + [0.0] * (longest - len(row)) for row in distances], device=network.device)

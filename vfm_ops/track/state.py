@@ -2,7 +2,7 @@
 
     metadata["vfm_tracker"]          JSON: version, weights (fingerprint), settings, size, last_frame, seen, and for
                                      each object its frames, scores, clicks and tracked intervals
-    {object}/{kind}/pointers         (frames, C) float32
+    {object}/{kind}/pointers         (frames, C) in the dtype of the network
     {object}/{kind}/features         (frames that have them, L, M) bfloat16
     {object}/{kind}/logits           (frames that have them, h, w) float32
 
@@ -88,7 +88,9 @@ def state_from_bytes(data: bytes, fingerprint: str) -> tuple[TrackerState, dict[
         header = json.loads(json.loads(data[8 : 8 + length])["__metadata__"][_HEADER])
         tensors = load(data)
     except (ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise UsageError(f"these {len(data)} bytes are no saved tracker state ({type(error).__name__}: {error})") from error
+        raise UsageError(
+            f"these {len(data)} bytes are no saved tracker state ({type(error).__name__}: {error})"
+        ) from error
     if header["version"] != _VERSION:
         raise UsageError(f"the tracker state has version {header['version']} and this program reads {_VERSION}")
     if header["weights"] != fingerprint:

@@ -165,9 +165,7 @@ class Sam2Tracker:
         return state_to_bytes(self.state, self.network.fingerprint(), {"settings": asdict(self.settings)})
 
     @classmethod
-    def from_bytes(
-        cls, network: Sam2Network, data: bytes, image_encoder: ImageEncoder | None = None
-    ) -> Sam2Tracker:
+    def from_bytes(cls, network: Sam2Network, data: bytes, image_encoder: ImageEncoder | None = None) -> Sam2Tracker:
         """A tracker that goes on where `to_bytes` was called; UsageError for other weights or no state at all."""
         state, extra = state_from_bytes(data, network.fingerprint())
         settings = dict(extra["settings"])
@@ -208,9 +206,7 @@ class Sam2Tracker:
                 "prompt fewer, remove some, or raise max_objects (memory grows with it)"
             )
         kept = [
-            _Request(i)
-            for i, bank in self.state.objects.items()
-            if i not in prompted and index not in bank.prompted
+            _Request(i) for i, bank in self.state.objects.items() if i not in prompted and index not in bank.prompted
         ]
         return kept + list(prompted.values())
 
@@ -259,9 +255,7 @@ class Sam2Tracker:
             bank.evict(index, self.settings.bank)
         return found
 
-    def _answer(
-        self, found: dict[int, tuple[Tensor, float, float]], index: int, size: tuple[int, int]
-    ) -> FrameMasks:
+    def _answer(self, found: dict[int, tuple[Tensor, float, float]], index: int, size: tuple[int, int]) -> FrameMasks:
         """The masks just made, and as they were those of objects that were prompted on this frame before."""
         for object_id, bank in self.state.objects.items():
             if object_id not in found:
@@ -312,7 +306,7 @@ class Sam2Tracker:
             prompted = request.fresh or (given and self.settings.corrections_are_prompts)
             # Rows are cloned: a view would keep the whole batch alive for as long as one object remembers the frame.
             memory = FrameMemory(
-                decoded.pointer_NC[row].float().clone(),
+                decoded.pointer_NC[row].clone(),
                 memory_NLM[row].clone(),
                 scores[row],
                 ious[row],

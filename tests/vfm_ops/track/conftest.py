@@ -14,7 +14,7 @@ CROSS_GAIN = 0.5
 
 
 def tiny_config(image_size: int = IMAGE_SIZE):
-    """1.5 M parameters; hidden 128 and memory 64, the smallest that transformers' module takes."""
+    """1.7 M parameters; hidden 128 and memory 64, the smallest that transformers' module takes."""
     from transformers import Sam2VideoConfig
 
     sizes = [[image_size // s] * 2 for s in (4, 8, 16)]
@@ -38,9 +38,14 @@ def tiny_config(image_size: int = IMAGE_SIZE):
             "fpn_hidden_size": width,
         },
         prompt_encoder_config={"hidden_size": width, "image_size": image_size, "patch_size": 16},
-        mask_decoder_config={"hidden_size": width, "mlp_dim": 128, "iou_head_hidden_dim": width, "num_attention_heads": 4},
+        mask_decoder_config={
+            "hidden_size": width,
+            "mlp_dim": 128,
+            "iou_head_hidden_dim": width,
+            "num_attention_heads": 4,
+        },
         memory_attention_hidden_size=width,
-        memory_attention_num_layers=4,
+        memory_attention_num_layers=2,
         memory_attention_feed_forward_hidden_size=256,
         memory_attention_rope_feat_sizes=[image_size // 16, image_size // 16],
         memory_encoder_hidden_size=width,
@@ -62,7 +67,7 @@ def calm(model) -> None:
             getattr(layer.cross_attn_image, part).weight.mul_(gain)
 
 
-def tiny_model(seed: int = 6, image_size: int = IMAGE_SIZE):
+def tiny_model(seed: int = 7, image_size: int = IMAGE_SIZE):
     """Random weights brought to life: transformers' init leaves memory and occlusion embeddings at zero and puts mask
     logits at +-512, where nothing that a memory says would show. Here every layer keeps its input's scale, and object
     scores change sign from time to time."""
@@ -75,7 +80,7 @@ def tiny_model(seed: int = 6, image_size: int = IMAGE_SIZE):
         for name, parameter in model.named_parameters():
             if "norm" in name:
                 parameter.add_(torch.randn_like(parameter) * 0.1)
-            elif "embed" in name and "mask_embed" not in name and "patch_embed" not in name or "token" in name:
+            elif ("embed" in name and "mask_embed" not in name and "patch_embed" not in name) or "token" in name:
                 parameter.normal_(0, 1.0)
             elif parameter.dim() == 1 or "encoding" in name or "no_object_pointer" in name:
                 parameter.normal_(0, 0.3)
@@ -95,6 +100,18 @@ def network(model):
     from vfm_ops.track.network import Sam2Network
 
     return Sam2Network(model)
+
+
+@pytest.fixture(scope="session")
+def exact():
+    """(model, network) in float64 at 64 px: what two orders of summation differ by is then far below a bfloat16 step of
+    the stored memories, so that any visible difference is one of method."""
+    import torch
+
+    from vfm_ops.track.network import Sam2Network
+
+    model = tiny_model(image_size=64).double()
+    return model, Sam2Network(model, dtype=torch.float64)
 
 
 def read_frames(path: Path, count: int, height: int = 96, width: int = 128) -> list[np.ndarray]:
@@ -134,7 +151,9 @@ class Oracle:
         preprocess = FramePreprocessor(model.image_size)
         video = torch.cat([preprocess(f) for f in frames])
         height, width = frames[0].shape[:2]
-        self.session = Sam2VideoInferenceSession(video=video, video_height=height, video_width=width, dtype=model.no_memory_embedding.dtype)
+        self.session = Sam2VideoInferenceSession(
+            video=video, video_height=height, video_width=width, dtype=model.no_memory_embedding.dtype
+        )
 
     def prompt(self, frame_index: int, prompts) -> None:
         """Adds prompts of one kind for several objects, or of several kinds one by one."""
