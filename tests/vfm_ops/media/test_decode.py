@@ -7,11 +7,11 @@ import subprocess
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from tests.vfm_ops.media.video_files import encode_video, pyav_times, read_number
 from vfm_ops.errors import MediaError, UsageError
-from vfm_ops.media.container import open_container
 from vfm_ops.media.decode import BACKENDS, PyAVDecoder, choose_backend, open_decoder
 from vfm_ops.media.decode.choose import measure_backends
 from vfm_ops.media.limits import Limits
@@ -238,6 +238,10 @@ def test_sparse_plans_go_to_the_seeking_decoder_by_measured_cost(bikes):
 
 
 def test_closing_a_half_read_video_closes_its_file(bikes):
-    source = MediaSource("cell", data=bikes.read_bytes())
-    with open_container(source, LIMITS) as container:
-        assert container.streams.best("video") is not None
+    source = MediaSource(str(bikes))
+    probe = probe_video(source, LIMITS)
+    frames = PyAVDecoder(source, probe, plan_decode(probe), LIMITS).frames()
+    next(frames)
+    assert str(bikes) in [file.path for file in psutil.Process().open_files()]
+    frames.close()
+    assert str(bikes) not in [file.path for file in psutil.Process().open_files()]

@@ -299,3 +299,10 @@ def _is_slab(fd: str) -> bool:
         return "vfm-slab" in os.readlink(f"/proc/self/fd/{fd}")
     except FileNotFoundError:
         return False
+
+
+def test_the_decoder_process_loads_no_model_library():
+    code = "import sys, vfm_ops.media.sandbox_worker, vfm_ops.media.sandbox, vfm_ops.media.shots; print(*sys.modules)"
+    command = [sys.executable, "-c", code]
+    loaded = subprocess.run(command, capture_output=True, check=True, text=True, cwd=Path(__file__).parents[3]).stdout
+    assert not {"torch", "transformers", "timm", "ray", "lance", "decord", "pyarrow"} & set(loaded.split())
