@@ -76,7 +76,8 @@ class ClipRecipe:
     def save(self, trained: Any, directory: Path) -> None:
         from vfm_ops.pocket import clip
 
-        clip.save(*trained, directory)
+        model, tokenizer = trained
+        clip.save(model, tokenizer, directory)
 
     def load(self, directory: Path) -> Any:
         import torch
@@ -110,7 +111,8 @@ class OwlRecipe:
     def save(self, trained: Any, directory: Path) -> None:
         from vfm_ops.pocket import owl
 
-        owl.save(*trained, directory)
+        model, tokenizer = trained
+        owl.save(model, tokenizer, directory)
 
     def load(self, directory: Path) -> Any:
         import torch
@@ -160,7 +162,9 @@ class DinoRecipe:
     """pocket-dino: no labels, frames of the world and of real photographs."""
 
     seed = 4
-    about = "A ViT (timm, 96 px, patch 12, width 128) trained by DINO, without labels, on generated stills and crops of real photographs."
+    about = (
+        "A ViT (timm, 96 px, patch 12, width 128) trained by DINO, without labels, on generated stills and photographs."
+    )
 
     def train(self, seed: int, scale: float, directory: Path) -> Any:
         from vfm_ops.pocket import dino

@@ -38,17 +38,19 @@ def make_model(tokenizer: Any, width: int = 128, depth: int = 4, text_depth: int
     """A transformers CLIPModel, randomly initialised, for this tokenizer."""
     from transformers import CLIPConfig, CLIPModel
 
-    ids = dict(
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
-    )
+    ids = {
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
     text = dict(
         vocab_size=len(tokenizer), hidden_size=128, intermediate_size=512, num_hidden_layers=text_depth,
         num_attention_heads=4, max_position_embeddings=CONTEXT, hidden_act="gelu", **ids,
     )  # fmt: skip
-    vision = dict(
-        hidden_size=width, intermediate_size=4 * width, num_hidden_layers=depth, num_attention_heads=width // 32,
-        image_size=SIZE, patch_size=PATCH, hidden_act="gelu",
-    )  # fmt: skip
+    vision = {
+        "hidden_size": width, "intermediate_size": 4 * width, "num_hidden_layers": depth, "num_attention_heads": width // 32,
+        "image_size": SIZE, "patch_size": PATCH, "hidden_act": "gelu",
+    }  # fmt: skip
     return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=PROJECTION))
 
 
@@ -114,7 +116,9 @@ def encode_image(model: Any, rgb_BHWC: np.ndarray) -> Tensor:
     return embed_images_and_patches(model, rgb_BHWC)[0]
 
 
-def embed_images_and_patches(model: Any, rgb_BHWC: np.ndarray, kept_BK: np.ndarray | None = None) -> tuple[Tensor, Tensor]:
+def embed_images_and_patches(
+    model: Any, rgb_BHWC: np.ndarray, kept_BK: np.ndarray | None = None
+) -> tuple[Tensor, Tensor]:
     """Image embeddings (B, D) and, projected alike, those of the patches (B * K, D); all float32, L2-normalised.
 
     kept_BK: indices of the patches to encode, in each image; None: all of them.
@@ -208,7 +212,7 @@ def save(model: Any, tokenizer: Any, directory: Path) -> None:
 
 @torch.inference_mode()
 def evaluate(model: Any, tokenizer: Any, images: int = 640, gallery: int = 500, seed: int = 10_001) -> dict[str, float]:
-    """Held-out quality: zero-shot accuracy over the 64 held-out kinds; text-to-image recall@1 in a gallery of pairs and triples.
+    """Held-out quality: zero-shot accuracy over the held-out kinds; text-to-image recall@1 among pairs and triples.
 
     images: single things of held-out kinds on held-out backgrounds. gallery: images of 2-3 such things with different captions.
     """

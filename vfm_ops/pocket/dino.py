@@ -1,4 +1,4 @@
-"""pocket-dino: a small ViT in timm's format, self-supervised by DINO on frames of the world and of real media that packages ship."""
+"""pocket-dino: a small ViT in timm's format, self-supervised by DINO on generated frames and on real photographs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ WORLD = World(height=SIZE, width=SIZE, objects=(1, 2), radius=(0.16, 0.42), phot
 
 
 def mixed_frames(count: int, seed: int = 0, real: float = 0.5) -> np.ndarray:
-    """uint8 (count, SIZE, SIZE, 3): stills of the world and, in this share, crops of photographs (fewer when none is installed)."""
+    """uint8 (count, SIZE, SIZE, 3): stills and, in this share, crops of photographs (none if none is installed)."""
     world = World(**{**vars(WORLD), "seed": seed})
     frames = []
     for i in range(count):
@@ -56,7 +56,14 @@ def train(
         freeze_last_layer_epochs=0.5,
     )
     config = train_config(
-        "dino", base_lr=1e-3, lr_scaling="none", warmup_epochs=1, epochs=epochs, batch_size=batch, precision="bf16", seed=seed
+        "dino",
+        base_lr=1e-3,
+        lr_scaling="none",
+        warmup_epochs=1,
+        epochs=epochs,
+        batch_size=batch,
+        precision="bf16",
+        seed=seed,
     )
     samples = Samples(mixed_frames(frames, seed))
 

@@ -8,6 +8,7 @@ Legend: B images, P patches, Q phrases, K things, D embedding.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -114,7 +115,7 @@ def to_xyxy(cxcywh: Tensor) -> Tensor:
 
 
 def make_model(clip: Any) -> Any:
-    """A transformers OwlViTForObjectDetection with pocket-clip's towers; position embeddings are interpolated to the new grid."""
+    """A transformers OwlViTForObjectDetection with pocket-clip's towers, position embeddings interpolated to its grid."""
     from transformers import OwlViTConfig, OwlViTForObjectDetection
 
     text, vision = clip.config.text_config, clip.config.vision_config
@@ -202,9 +203,16 @@ class _Maker:
 
 
 def train(
-    clip: Any, tokenizer: Any, steps: int = 2000, batch: int = 32, lr: float = 1e-3, seed: int = 1, workers: int = 1,
-    say: Any = print, checkpoint: Path | None = None,
-) -> Any:  # fmt: skip
+    clip: Any,
+    tokenizer: Any,
+    steps: int = 2000,
+    batch: int = 32,
+    lr: float = 1e-3,
+    seed: int = 1,
+    workers: int = 1,
+    say: Callable[[str], None] = print,
+    checkpoint: Path | None = None,
+) -> Any:
     """Trains pocket-owl from pocket-clip's weights. Returns the model. checkpoint: directory rewritten every 500 steps."""
     torch.manual_seed(seed)
     model = make_model(clip)

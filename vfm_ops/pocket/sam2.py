@@ -1,7 +1,7 @@
 """pocket-sam2: transformers' Sam2Video architecture at 128 px, hidden 128, memory 64; its configuration, batched steps, saving.
 
-transformers' own forward serves one session of one object at a time and hides masks of absent objects behind -1024, which has no
-gradient; the steps here run the same modules on batches (B images x N objects).
+transformers' own forward serves one object of one session at a time and puts -1024 in place of absent objects' masks, which
+has no gradient; the steps here run the same modules on batches (B images x N objects).
 Legend: B images, N objects of an image, T frames, L tokens of the memory grid (8 x 8), C channels, S mask side (32).
 """
 
@@ -29,23 +29,23 @@ def make_model() -> Any:
     """A randomly initialised transformers Sam2VideoModel with an initialisation that can learn (see `mend_initialisation`)."""
     from transformers import Sam2VideoConfig, Sam2VideoModel
 
-    hiera = dict(
-        hidden_size=32, num_attention_heads=1, image_size=[SIZE, SIZE], blocks_per_stage=[1, 2, 3, 1],
-        embed_dim_per_stage=[32, 64, 128, 192], num_attention_heads_per_stage=[1, 2, 4, 6],
-        window_size_per_stage=[8, 4, 8, 4], global_attention_blocks=[4, 5],
-        window_positional_embedding_background_size=[8, 8], mlp_ratio=3.0, model_type="sam2_hiera_det_model",
-    )  # fmt: skip
-    vision = dict(
-        model_type="sam2_vision_model", backbone_config=hiera, backbone_channel_list=[192, 128, 64, 32],
-        backbone_feature_sizes=[list(s) for s in FEATURES], fpn_hidden_size=HIDDEN,
-    )  # fmt: skip
+    hiera = {
+        "hidden_size": 32, "num_attention_heads": 1, "image_size": [SIZE, SIZE], "blocks_per_stage": [1, 2, 3, 1],
+        "embed_dim_per_stage": [32, 64, 128, 192], "num_attention_heads_per_stage": [1, 2, 4, 6],
+        "window_size_per_stage": [8, 4, 8, 4], "global_attention_blocks": [4, 5],
+        "window_positional_embedding_background_size": [8, 8], "mlp_ratio": 3.0, "model_type": "sam2_hiera_det_model",
+    }  # fmt: skip
+    vision = {
+        "model_type": "sam2_vision_model", "backbone_config": hiera, "backbone_channel_list": [192, 128, 64, 32],
+        "backbone_feature_sizes": [list(s) for s in FEATURES], "fpn_hidden_size": HIDDEN,
+    }  # fmt: skip
     config = Sam2VideoConfig(
         vision_config=vision,
-        prompt_encoder_config=dict(hidden_size=HIDDEN, image_size=SIZE, patch_size=16),
-        mask_decoder_config=dict(
-            hidden_size=HIDDEN, mlp_dim=256, num_attention_heads=4, iou_head_hidden_dim=HIDDEN,
-            dynamic_multimask_via_stability=False,
-        ),
+        prompt_encoder_config={"hidden_size": HIDDEN, "image_size": SIZE, "patch_size": 16},
+        mask_decoder_config={
+            "hidden_size": HIDDEN, "mlp_dim": 256, "num_attention_heads": 4, "iou_head_hidden_dim": HIDDEN,
+            "dynamic_multimask_via_stability": False,
+        },
         image_size=SIZE, multimask_output_for_tracking=False, max_object_pointers_in_encoder=MAX_POINTERS,
         memory_attention_hidden_size=HIDDEN, memory_attention_num_layers=2, memory_attention_feed_forward_hidden_size=256,
         memory_attention_rope_feat_sizes=list(FEATURES[-1]), memory_attention_dropout=0.0, memory_attention_rope_dropout=0.0,
@@ -205,9 +205,12 @@ def save(model: Any, directory: Path) -> None:
 
     save_half(model, directory)
     size = {"height": SIZE, "width": SIZE}
-    settings = dict(
-        size=size, mask_size={"height": SIZE // 4, "width": SIZE // 4}, image_mean=list(MEAN), image_std=list(STD)
-    )
+    settings = {
+        "size": size,
+        "mask_size": {"height": SIZE // 4, "width": SIZE // 4},
+        "image_mean": list(MEAN),
+        "image_std": list(STD),
+    }
     processor = Sam2VideoProcessor(
         image_processor=Sam2ImageProcessor(**settings),
         video_processor=Sam2VideoVideoProcessor(size=size, image_mean=list(MEAN), image_std=list(STD)),

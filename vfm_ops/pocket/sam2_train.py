@@ -6,7 +6,7 @@ Legend: B images or clips, N objects, M masks, T frames, S mask side (32), K sup
 
 from __future__ import annotations
 
-import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,8 @@ from vfm_ops.world.clips import clip
 from vfm_ops.world.scene import Scene, World, image
 
 SIDE = 64  # masks are supervised at this size, softly, so that edges are learnt below a mask pixel
-STILLS = World(
-    height=sam2.SIZE, width=sam2.SIZE, objects=(2, 5), radius=(0.07, 0.36), overlap=0.35, cutouts=0.25
-)
-CLIPS = World(
-    height=sam2.SIZE, width=sam2.SIZE, objects=(2, 5), radius=(0.09, 0.26), overlap=0.4, cutouts=0.25
-)
+STILLS = World(height=sam2.SIZE, width=sam2.SIZE, objects=(2, 5), radius=(0.07, 0.36), overlap=0.35, cutouts=0.25)
+CLIPS = World(height=sam2.SIZE, width=sam2.SIZE, objects=(2, 5), radius=(0.09, 0.26), overlap=0.4, cutouts=0.25)
 MIN_AREA = 24
 
 
@@ -89,7 +85,7 @@ def make_stills(seed: int, batch: int, prompts: int, index: int) -> dict[str, np
 def make_clips(seed: int, batch: int, objects: int, frames: int, index: int) -> dict[str, np.ndarray]:
     """Batch `index` of clips, every frame `stride` frames of a 60-frame clip apart.
 
-    rgb (B, T, H, W, 3), masks (B, N, T, SIDE, SIDE), present bool (B, N, T), points (B, N, 2, 2) and labels (B, N, 2) for frame 0.
+    rgb (B, T, H, W, 3), masks (B, N, T, SIDE, SIDE), present bool (B, N, T); points (B, N, 2, 2), labels (B, N, 2) for frame 0.
     """
     world = World(**{**vars(CLIPS), "seed": seed})
     rng = np.random.default_rng((seed, 17, index))
@@ -234,10 +230,17 @@ class Clips:
 
 
 def train_stills(
-    model: Any, steps: int, batch: int = 16, prompts: int = 4, lr: float = 1e-3, seed: int = 2, workers: int = 1, say: Any = print,
+    model: Any,
+    steps: int,
+    batch: int = 16,
+    prompts: int = 4,
+    lr: float = 1e-3,
+    seed: int = 2,
+    workers: int = 1,
+    say: Callable[[str], None] = print,
     checkpoint: Path | None = None,
-) -> None:  # fmt: skip
-    """Stage 1: prompts on stills."""
+) -> None:
+    """Stage 1: prompts on stills. checkpoint: directory rewritten every 300 steps."""
     optimiser, log = adamw(model, lr, 0.02, 0.99), Log(50, say)
     for step, item in enumerate(stream(Stills(seed, batch, prompts), steps, workers)):
         losses = still_losses(model, item)
@@ -248,9 +251,17 @@ def train_stills(
 
 
 def train_clips(
-    model: Any, steps: int, batch: int = 4, objects: int = 2, frames: int = 6, lr: float = 6e-4, seed: int = 3, workers: int = 1,
-    say: Any = print, checkpoint: Path | None = None,
-) -> None:  # fmt: skip
+    model: Any,
+    steps: int,
+    batch: int = 4,
+    objects: int = 2,
+    frames: int = 6,
+    lr: float = 6e-4,
+    seed: int = 3,
+    workers: int = 1,
+    say: Callable[[str], None] = print,
+    checkpoint: Path | None = None,
+) -> None:
     """Stage 2: memory on clips, with a batch of stills every fourth step so that prompts are not forgotten."""
     optimiser, log = adamw(model, lr, 0.02, 0.99), Log(50, say)
     stills = stream(Stills(seed + 1, 16, 4), steps, 0)
@@ -259,19 +270,22 @@ def train_clips(
         loss = total(losses)
         if step % 4 == 3:
             loss = loss + total(still_losses(model, next(stills)))
-        descend(model, optimiser, loss, cosine_lr(step, steps, lr, floor=0.02))
+        descend(model, optimiser, loss, cosine_lr(step, steps, lr))
         log.add(step, **{k: v.item() for k, v in losses.items()})
         if checkpoint is not None and step % 200 == 199:
             sam2.save(model, checkpoint)
 
 
 def train(
-    still_steps: int = 2500, clip_steps: int = 1500, seed: int = 2, say: Any = print, checkpoint: Path | None = None
-) -> tuple[Any, float]:
-    """Both stages. Returns (model, minutes)."""
+    still_steps: int = 2500,
+    clip_steps: int = 1500,
+    seed: int = 2,
+    say: Callable[[str], None] = print,
+    checkpoint: Path | None = None,
+) -> Any:
+    """Both stages, from random weights. Returns the model."""
     torch.manual_seed(seed)
-    started = time.perf_counter()
     model = sam2.make_model()
     train_stills(model, still_steps, seed=seed, say=say, checkpoint=checkpoint)
     train_clips(model, clip_steps, seed=seed + 1, say=say, checkpoint=checkpoint)
-    return model.eval(), (time.perf_counter() - started) / 60
+    return model.eval()

@@ -106,7 +106,7 @@ def boundary(mask: np.ndarray) -> np.ndarray:
 
 
 def boundary_f(a: np.ndarray, b: np.ndarray, bound: float = 0.008) -> float:
-    """Contour accuracy F (DAVIS, Perazzi et al. 2016): boundaries matched within bound * diagonal pixels; 1 when both are empty."""
+    """Contour accuracy F (DAVIS, Perazzi et al. 2016): boundaries matched within bound * diagonal; 1 when both are empty."""
     if not a.any() or not b.any():
         return 1.0 if not a.any() and not b.any() else 0.0
     radius = int(np.ceil(bound * np.hypot(*a.shape)))

@@ -53,7 +53,9 @@ def evaluate_prompts(model: Any, images: int = 60, seed: int = 30_001) -> dict[s
 
 def upsampled(logits_SS: torch.Tensor, height: int = sam2.SIZE, width: int = sam2.SIZE) -> np.ndarray:
     """Mask logits (S, S) to a bool mask (height, width)."""
-    full = torch.nn.functional.interpolate(logits_SS[None, None].float(), (height, width), mode="bilinear", align_corners=False)
+    full = torch.nn.functional.interpolate(
+        logits_SS[None, None].float(), (height, width), mode="bilinear", align_corners=False
+    )
     return (full[0, 0] > 0).numpy()
 
 
@@ -86,10 +88,11 @@ def eventful_track(made: Clip, scenes: list[Scene]) -> int | None:
 
 
 def evaluate_tracking(model: Any, clips: int = 12, frames: int = 60, seed: int = 40_001) -> dict[str, float]:
-    """J&F on held-out clips from a first-frame box, of the thing that is hidden or leaves the most; frame 0 is not counted."""
+    """J&F on held-out clips from a first-frame box, of the thing hidden most, without frame 0."""
     model.eval()
     world = World(**{**vars(CLIPS), "seed": seed})
-    js, fs = [], []
+    js: list[float] = []
+    fs: list[float] = []
     item = 0
     while len(js) < clips:
         made = clip(world, item, frames)
@@ -100,7 +103,7 @@ def evaluate_tracking(model: Any, clips: int = 12, frames: int = 60, seed: int =
             continue
         masks = track(model, [s.rgb for s in scenes], scenes[0].boxes_N4[k])
         pairs = [(m, s.mask(k)) for m, s in zip(masks[1:], scenes[1:], strict=True)]
-        js.append(np.mean([mask_iou(a, b) for a, b in pairs]))
-        fs.append(np.mean([boundary_f(a, b) for a, b in pairs]))
+        js.append(float(np.mean([mask_iou(a, b) for a, b in pairs])))
+        fs.append(float(np.mean([boundary_f(a, b) for a, b in pairs])))
     j, f = float(np.mean(js)), float(np.mean(fs))
     return {"J": j, "F": f, f"J&F, {frames}-frame clips with occlusion": (j + f) / 2}

@@ -81,7 +81,8 @@ class Log:
     """Prints running means every `every` steps, as one JSON line."""
 
     def __init__(self, every: int, say: Callable[[str], None] = print) -> None:
-        self.every, self.say, self.sums, self.n = every, say, {}, 0
+        self.every, self.say, self.n = every, say, 0
+        self.sums: dict[str, float] = {}
         self.started = time.perf_counter()
 
     def add(self, step: int, **values: float) -> None:

@@ -58,7 +58,9 @@ def test_matching_finds_the_cheapest_assignment():
             asserted = logits[patch].sigmoid()[truth[thing]]
             centre = torch.tensor([(patch % grid + 0.5) / grid, (patch // grid + 0.5) / grid])
             away = float((centre - wanted[thing, :2]).abs().max()) * grid
-            total += -2 * float(asserted.mean() if len(asserted) else 0) + 2 * float((boxes[patch] - wanted[thing]).abs().sum())
+            total += -2 * float(asserted.mean() if len(asserted) else 0) + 2 * float(
+                (boxes[patch] - wanted[thing]).abs().sum()
+            )
             total += 5 * max(0.0, away - 1.5) + 0.05 * away
         return total
 

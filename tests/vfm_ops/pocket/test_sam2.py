@@ -24,7 +24,10 @@ def model():
 
 def test_first_mask_logits_are_of_the_order_of_one(model):
     features = sam2.encode(model, sam2.to_pixels(np.random.default_rng(0).integers(0, 256, (2, 128, 128, 3), np.uint8)))
-    points, labels = torch.tensor([[[[20.0, 20.0], [90.0, 90.0]]]]).repeat(2, 1, 1, 1), torch.tensor([[[2, 3]]]).repeat(2, 1, 1)
+    points, labels = (
+        torch.tensor([[[[20.0, 20.0], [90.0, 90.0]]]]).repeat(2, 1, 1, 1),
+        torch.tensor([[[2, 3]]]).repeat(2, 1, 1),
+    )
     with torch.no_grad():
         decoded = sam2.decode(model, features, sam2.without_memory(model, features), points, labels, multimask=False)
     assert 0.05 < decoded.masks_BNMSS.std() < 5
@@ -42,15 +45,21 @@ def test_batched_steps_equal_the_librarys_session(model):
     memories, pointers = [], []
     for t in range(9):
         if t == 0:
-            decoded = sam2.decode(model, features[0], sam2.without_memory(model, features[0]), points, labels, multimask=False)
+            decoded = sam2.decode(
+                model, features[0], sam2.without_memory(model, features[0]), points, labels, multimask=False
+            )
         else:
             past = [(0, memories[0])] + [(t - j, memories[j]) for j in range(max(1, t - 6), t)]
             places = [(t, pointers[0])] + [(t - j, pointers[j]) for j in range(t - 1, 0, -1)]
             # transformers scales pointer ages by the clip's length when it is under 16 frames.
             scaled = [(age * (sam2.MAX_POINTERS - 1) / 8, p) for age, p in places]
-            decoded = sam2.decode(model, features[t], sam2.with_memory(model, features[t].low_BCHW, past, scaled), None, None, False)
+            decoded = sam2.decode(
+                model, features[t], sam2.with_memory(model, features[t].low_BCHW, past, scaled), None, None, False
+            )
         masks = decoded.masks_BNMSS[:, 0, 0]
-        full = torch.nn.functional.interpolate(masks[:, None], (128, 128), mode="bilinear", align_corners=False)[:, 0] > 0
+        full = (
+            torch.nn.functional.interpolate(masks[:, None], (128, 128), mode="bilinear", align_corners=False)[:, 0] > 0
+        )
         for b in range(2):
             # The session keeps memories in bfloat16: a pixel whose logit is almost zero may tip over.
             assert np.mean(full[b].numpy() != expected[b][t]) < 0.02, f"clip {b}, frame {t}"

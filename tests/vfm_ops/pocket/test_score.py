@@ -24,7 +24,9 @@ def test_box_iou_agrees_with_torchvision():
 
 def test_average_precision_of_a_worked_example():
     # Ranked hit, miss, hit of 4 positives: precision 1 up to recall 1/4, 2/3 up to 2/4, then nothing.
-    assert average_precision(np.array([0.9, 0.8, 0.7]), np.array([True, False, True]), 4) == pytest.approx((1 + 2 / 3) / 4)
+    assert average_precision(np.array([0.9, 0.8, 0.7]), np.array([True, False, True]), 4) == pytest.approx(
+        (1 + 2 / 3) / 4
+    )
     assert average_precision(np.zeros(0), np.zeros(0, bool), 3) == 0
     assert average_precision(np.array([0.2, 0.9]), np.array([False, True]), 1) == 1
 
