@@ -13,7 +13,9 @@ from vfm_ops.errors import UsageError
 _TILE = 2048
 
 
-def check_same_space(what: str, dim: int, data_dim: int, digest: str | None = None, data_digest: str | None = None) -> None:
+def check_same_space(
+    what: str, dim: int, data_dim: int, digest: str | None = None, data_digest: str | None = None
+) -> None:
     """Raises UsageError unless two sets of vectors live in one embedding space: same dimension, same model digest."""
     if dim != data_dim:
         raise UsageError(

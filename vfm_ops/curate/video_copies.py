@@ -18,7 +18,6 @@ from vfm_ops.curate.hashing import hash_pairs
 from vfm_ops.curate.neighbours import NeighbourOptions, near_duplicate_pairs
 from vfm_ops.errors import UsageError
 
-
 _FLAT_BITS = 16
 
 
