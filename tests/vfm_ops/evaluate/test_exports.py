@@ -37,6 +37,11 @@ def trackeval():
         return pytest.importorskip("trackeval", reason="needs trackeval: pip install 'vfm-pipelines[eval]'")
 
 
+@pytest.fixture(scope="session")
+def motmetrics():
+    return pytest.importorskip("motmetrics", reason="needs motmetrics: pip install 'vfm-pipelines[eval]'")
+
+
 def coco_ap(annotations, results) -> float:
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
@@ -188,8 +193,7 @@ def test_mot_files_of_one_video_out_of_two_score_half(trackeval, tmp_path):
     assert result["Identity"]["IDF1"] == pytest.approx(2 / 3)
 
 
-def test_mot_files_are_read_by_motmetrics_with_the_pixels_that_went_in(tmp_path):
-    motmetrics = pytest.importorskip("motmetrics", reason="needs motmetrics: pip install 'vfm-pipelines[eval]'")
+def test_mot_files_are_read_by_motmetrics_with_the_pixels_that_went_in(motmetrics, tmp_path):
     write_mot(tmp_path, track_rows(("a",)), ground_truth=True)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -68,8 +68,12 @@ def test_sequences_combine_by_counts_and_are_told_one_by_one():
     assert result["sequences"]["bad"]["MOTA"] == 0.0
 
 
-def test_figures_agree_with_motmetrics_on_a_noisy_scene():
-    motmetrics = pytest.importorskip("motmetrics", reason="needs motmetrics: pip install 'vfm-pipelines[eval]'")
+@pytest.fixture
+def motmetrics():
+    return pytest.importorskip("motmetrics", reason="needs motmetrics: pip install 'vfm-pipelines[eval]'")
+
+
+def test_figures_agree_with_motmetrics_on_a_noisy_scene(motmetrics):
     rng = np.random.default_rng(1)
     truth, found = [], []
     accumulator = motmetrics.MOTAccumulator(auto_id=True)

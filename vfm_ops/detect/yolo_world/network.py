@@ -21,7 +21,7 @@ class _Backbone(nn.Module):
 class YoloWorldNetwork(nn.Module):
     """Images and text embeddings in, logits and boxes out.
 
-    Parameters without the text encoder (text_dim 512): s 12.7 M, m 28.4 M, l 46.8 M.
+    Parameters without the text encoder (text_dim 512): s 12.8 M, m 28.4 M, l 46.8 M.
     """
 
     def __init__(self, size: Size, text_dim: int = TEXT_DIM) -> None:

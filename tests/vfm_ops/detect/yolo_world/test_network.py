@@ -70,7 +70,7 @@ def test_certain_distances_give_the_box_they_say():
 
 @pytest.mark.parametrize(("size", "millions"), [("s", 13), ("m", 28), ("l", 47)])
 def test_the_sizes_have_the_published_number_of_parameters(size, millions):
-    """The paper counts 13 M, 29 M and 48 M with the vocabulary's embeddings folded in; these are without any text."""
+    """The paper counts 13 M, 29 M and 48 M for its first version; v2 has no image-pooling attention."""
     with torch.device("meta"):
         network = YoloWorldNetwork(SIZES[size])
     assert round(sum(p.numel() for p in network.parameters()) / 1e6) == millions
