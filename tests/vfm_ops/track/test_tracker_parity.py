@@ -35,7 +35,7 @@ def assert_same(ours, theirs, where: str) -> None:
     worst = (ours.logits_Nhw - logits).abs().max().item() / scale
     assert worst < RELATIVE, f"{where}: logits differ by {worst:.2e} of their scale"
     assert torch.equal(ours.logits_Nhw > 0, logits > 0), f"{where}: a binary mask differs"
-    torch.testing.assert_close(ours.object_logits_N.double(), scores.double(), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(ours.object_logits_N.double(), scores.double(), rtol=1e-3, atol=1e-2)
 
 
 class Both:
