@@ -1,0 +1,61 @@
+"""`vfm index`: merges small fragments, builds or extends the indices, and lets old versions go."""
+
+from __future__ import annotations
+
+import json
+import sys
+from datetime import timedelta
+from typing import Annotated
+
+import typer
+
+from jobs.cli import run
+from pipelines.lake import Lake, embedding_column
+from pipelines.lake.maintenance import KINDS, IndexReport, maintain
+
+
+def command(
+    lake: Annotated[str, typer.Option(help="Directory or object-store prefix of the lake.")],
+    model: Annotated[list[str] | None, typer.Option(help="Model spec whose embeddings to index; all of them.")] = None,
+    kind: Annotated[str, typer.Option(help=f"Vector index: {', '.join(KINDS)}.")] = "auto",
+    compact: Annotated[bool, typer.Option(help="Merge small fragments first.")] = True,
+    keep_days: Annotated[float, typer.Option(help="Days that old versions are kept; below zero keeps all.")] = 7.0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+) -> int:
+    """Makes searches fast and right after a lake has grown. Runs on a Ray cluster when RAY_ADDRESS names one."""
+    target = Lake.open(lake)
+    connect_ray()
+    columns = [name if name.startswith("emb_") else embedding_column(name) for name in model or []] or None
+    keep = timedelta(days=keep_days) if keep_days >= 0 else None
+    report = maintain(target, columns=columns, kind=kind, compact=compact, keep=keep)  # type: ignore[arg-type]
+    if as_json:
+        print(json.dumps(report.as_dict()))
+        return 0
+    for table, (before, after) in report.fragments.items():
+        if before != after:
+            print(f"{table}: {before} fragments merged into {after}")
+    for index in report.indices:
+        print(_line(index))
+    print(f"{report.freed_bytes / 2**20:.1f} MB of old versions removed" + (", on Ray" if report.distributed else ""))
+    return 0
+
+
+def connect_ray() -> None:
+    """Joins the Ray that RAY_ADDRESS names, as inside a submitted job; does nothing elsewhere."""
+    import os
+
+    if os.environ.get("RAY_ADDRESS"):
+        import ray
+
+        ray.init(ignore_reinit_error=True, log_to_driver=False)
+
+
+def _line(index: IndexReport) -> str:
+    if index.built == "exact":
+        return f"{index.table}.{index.column}: {index.rows} vectors, scanned exactly"
+    recall = f", recall@10 {index.recall:.3f}" if index.recall is not None else ""
+    return f"{index.table}.{index.column}: {index.kind} {index.built}, {index.rows} rows{recall}, {index.seconds:.1f} s"
+
+
+if __name__ == "__main__":
+    sys.exit(run(command))

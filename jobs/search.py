@@ -1,0 +1,101 @@
+"""`vfm search`: frames like a text, an image or another frame; to a table, JSON, or a picture."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import pyarrow as pa
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from jobs.cli import run
+from pipelines.lake import Lake
+from pipelines.search import Query, SearchResult, hit_pictures, search
+from vfm_ops.errors import UsageError
+
+
+def command(
+    lake: Annotated[str, typer.Option(help="Directory or object-store prefix of the lake.")],
+    text: Annotated[str | None, typer.Argument(metavar="[TEXT]", help="What to look for, in words.")] = None,
+    image: Annotated[str | None, typer.Option(help="An image to look for: path or URL.")] = None,
+    frame: Annotated[str | None, typer.Option(help="A frame of the lake to look for, by id.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Which embeddings: a model spec; the first that can answer.")
+    ] = None,
+    where: Annotated[
+        str | None, typer.Option(help="SQL over columns of frames and assets, such as \"media_type = 'video'\".")
+    ] = None,
+    k: Annotated[int, typer.Option("-k", help="How many frames.")] = 10,
+    exact: Annotated[bool, typer.Option("--exact", help="Scan everything instead of asking the index.")] = False,
+    sheet: Annotated[str | None, typer.Option(help="Write a contact sheet: .jpg, .png or .webp.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the hits as JSON.")] = False,
+) -> int:
+    """Finds frames. Scores are cosines."""
+    query = Query(text or None, image, frame)
+    if sheet is not None:
+        _check_sheet(sheet)
+    target = Lake.open(lake)
+    result = search(target, query, model=model, where=where, k=k, exact=exact)
+    if sheet is not None and result.hits.num_rows:
+        write_sheet(target, result.hits, sheet)
+    if as_json:
+        print(json.dumps({"model": result.column.spec, "column": result.column.name, "hits": result.hits.to_pylist()}))
+    elif not result.hits.num_rows:
+        print("nothing found")
+    else:
+        Console().print(_table(result))
+        if sheet is not None:
+            print(f"wrote {sheet}")
+    return 0
+
+
+def write_sheet(lake: Lake, hits: pa.Table, path: str) -> None:
+    """Writes the hits as one picture, with score, name and time below each. UsageError when it can't be written."""
+    import cv2
+
+    from vfm_ops.evaluate.sheet import contact_sheet
+
+    rows = hits.to_pylist()
+    captions = [f"{row['score']:.3f} {_time(row)}\n{_name(row)}" for row in rows]
+    page = contact_sheet(hit_pictures(lake, hits), captions)
+    _, data = cv2.imencode(Path(path).suffix, page[:, :, ::-1])
+    try:
+        Path(path).write_bytes(data.tobytes())
+    except OSError as e:
+        raise UsageError(f"cannot write {path}: {e.strerror}") from e
+
+
+def _check_sheet(path: str) -> None:
+    if Path(path).suffix.lower() not in (".jpg", ".jpeg", ".png", ".webp"):
+        raise UsageError(f"--sheet writes .jpg, .png or .webp, not {path!r}")
+    if not Path(path).absolute().parent.is_dir():
+        raise UsageError(f"cannot write {path}: {Path(path).absolute().parent} is no directory")
+
+
+def _table(result: SearchResult) -> Table:
+    table = Table(title=f"nearest by {result.column.spec}", title_justify="left")
+    table.add_column("score", justify="right")
+    table.add_column("time", justify="right")
+    table.add_column("source", overflow="fold")
+    table.add_column("frame", overflow="fold", style="dim")
+    for row in result.hits.to_pylist():
+        table.add_row(f"{row['score']:.4f}", _time(row), _name(row), row["frame_id"])
+    return table
+
+
+def _name(row: dict) -> str:
+    return Path(row["member"] or row["uri"] or row["frame_id"]).name
+
+
+def _time(row: dict) -> str:
+    if row["media_type"] == "image" or row["pts_s"] is None:
+        return ""
+    return f"{int(row['pts_s'] // 60)}:{row['pts_s'] % 60:06.3f}"
+
+
+if __name__ == "__main__":
+    sys.exit(run(command))
