@@ -14,9 +14,9 @@ import pyarrow.compute as pc
 from pipelines.lake.lake import Lake
 from vfm_ops.errors import UsageError
 
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")
-    import lance
+# Lance warns whenever the process forks, as libraries do to ask the machine about itself; no child of ours uses it.
+warnings.filterwarnings("ignore", message="lance is not fork-safe")
+import lance  # noqa: E402
 
 # Where index building leaves the probing that reached its recall, in the table's own configuration.
 TUNING = "vfm.search."
