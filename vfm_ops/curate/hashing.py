@@ -7,7 +7,7 @@ at most r // m bits in some chunk (pigeonhole), so it is enough to look among th
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import combinations
+from itertools import combinations, pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -122,7 +122,7 @@ def _chunk(hashes: np.ndarray, low: int, width: int) -> np.ndarray:
 def _chunk_bounds(chunks: int) -> list[tuple[int, int]]:
     """(lowest bit, width) of each chunk of 64 bits."""
     edges = [64 * c // chunks for c in range(chunks + 1)]
-    return [(low, high - low) for low, high in zip(edges, edges[1:], strict=False)]
+    return [(low, high - low) for low, high in pairwise(edges)]
 
 
 def _expand(start: np.ndarray, count: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -158,7 +158,7 @@ def _runs(
         near_M = free_M & (np.abs(matches.t - matches.s - offset) <= options.tolerance_s)
         run = _longest_run(matches, np.flatnonzero(near_M), options)
         segment = None
-        if weight_M[run].sum() >= options.min_evidence:
+        if _run_evidence(matches, run, weight_M) >= options.min_evidence:
             segment = _segment(a, b, video_a, video_b, matches, run, options)
         if segment is None:
             free_M &= ~near_M
@@ -176,6 +176,16 @@ def _evidence(matches: _Matches) -> np.ndarray:
     total_a = np.bincount(matches.frame_a, weights=matches.closeness)[matches.frame_a]
     total_b = np.bincount(matches.frame_b, weights=matches.closeness)[matches.frame_b]
     return matches.closeness / np.maximum(total_a, total_b)
+
+
+def _run_evidence(matches: _Matches, run: np.ndarray, weight_M: np.ndarray) -> float:
+    """Sum over the run's frames of their best match's weight, for the video where it is less."""
+    sums = []
+    for frame_M in (matches.frame_a[run], matches.frame_b[run]):
+        best = np.zeros(frame_M.max(initial=0) + 1)
+        np.maximum.at(best, frame_M, weight_M[run])
+        sums.append(float(best.sum()))
+    return min(sums)
 
 
 def _best_offset(matches: _Matches, free_M: np.ndarray, weight_M: np.ndarray, tolerance_s: float) -> float:

@@ -100,9 +100,9 @@ def test_ineligible_rows_are_never_drawn_and_the_same_seed_draws_the_same():
 
 
 def test_impossible_requests_say_what_is_wrong():
-    with pytest.raises(UsageError, match="sample of 61.*only 60 items"):
+    with pytest.raises(UsageError, match=r"sample of 61.*only 60 items"):
         sample_balanced(toy([30, 30], [0, 1]), 61)
     with pytest.raises(UsageError, match="must decrease"):
         HierarchyOptions((10, 20))
-    with pytest.raises(UsageError, match="30 clusters.*only 20 items"):
+    with pytest.raises(UsageError, match=r"30 clusters.*only 20 items"):
         build_hierarchy(np.random.default_rng(0).random((20, 2)).astype(np.float32), HierarchyOptions((30, 5)))

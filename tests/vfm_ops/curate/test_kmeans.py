@@ -188,13 +188,13 @@ def test_bad_vectors_are_counted_and_the_first_is_named(spoil, message):
 
 def test_impossible_requests_say_what_is_wrong():
     x_ND = np.ones((10, 4), np.float32)
-    with pytest.raises(UsageError, match="11 clusters.*only 10 items"):
+    with pytest.raises(UsageError, match=r"11 clusters.*only 10 items"):
         kmeans(x_ND, 11)
     with pytest.raises(UsageError, match="no vectors"):
         kmeans(x_ND[:0], 1)
     with pytest.raises(UsageError, match="must be one of l2, cosine"):
         KMeansOptions(metric="manhattan")
-    with pytest.raises(UsageError, match="dimension 4.*centroids have 5"):
+    with pytest.raises(UsageError, match=r"dimension 4.*centroids have 5"):
         assign_block(x_ND, np.ones((2, 5), np.float32))
     with pytest.raises(UsageError, match="different dimensions"):
         kmeans(lambda: iter([np.ones((3, 4), np.float32), np.ones((3, 5), np.float32)]), 2)

@@ -97,7 +97,7 @@ def test_the_preferred_copy_is_kept_and_ties_go_to_the_first():
 def test_bad_requests_say_what_is_wrong():
     x_ND = np.ones((4, 3), np.float32)
     x_ND[2] = 0
-    with pytest.raises(UsageError, match="1 of 4 vectors hold only zeros.*row 2"):
+    with pytest.raises(UsageError, match=r"1 of 4 vectors hold only zeros.*row 2"):
         near_duplicate_pairs(x_ND, 0.9)
     with pytest.raises(UsageError, match="threshold"):
         near_duplicate_pairs(x_ND, 1.5)
