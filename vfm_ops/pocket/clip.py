@@ -1,10 +1,11 @@
 """pocket-clip: a CLIP of 1.4 M parameters (96 px, patch 12) in transformers' format, trained on captions of the world.
 
 Loss: InfoNCE of images and sentences, plus, for each role (colour, texture, shape), cross-entropy of the image against that
-role's words alone ("something red"): the words are learnt from one another's combinations, so unseen ones compose. The same
-words are asked of every patch that a thing covers, which teaches the tower where to look long before the sentences do. For
-most of the training only KEPT patches of an image are encoded, covered ones first (as FLIP, Li et al. 2023, but not blindly).
-Legend: B images, D embedding, V words of a role, G patches along a side, N patches covered by a thing.
+role's words alone ("something red"): the words are learnt from one another's combinations, so unseen ones compose. Because a
+small transformer finds colours at once, textures late and shapes hardly ever by sentences alone, its patches get hints while it
+trains: the words of the thing that covers them, where inside them it lies, and its box. For most of the training only KEPT
+patches are encoded, those that things touch first (as FLIP, Li et al. 2023, but not blindly).
+Legend: B images, D embedding, V words of a role, G patches along a side, K encoded patches of an image, N patches covered by a thing.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from vfm_ops.world.vocabulary import COLOURS, SHAPES, TEXTURES, held_out_kinds, 
 SIZE, PATCH, PROJECTION = 96, 12, 128
 ROLES = {"colour": tuple(COLOURS), "texture": TEXTURES, "shape": SHAPES}
 _TEMPLATES = {"colour": "something {}", "texture": "something {}", "shape": "a {}"}
-KEPT = 28
+KEPT, HINT = 28, 4
 SINGLE = World(height=SIZE, width=SIZE, objects=(1, 1), radius=(0.13, 0.42), overlap=0.2)
 SEVERAL = World(height=SIZE, width=SIZE, objects=(2, 3), radius=(0.11, 0.26), overlap=0.2)
 
@@ -51,7 +52,34 @@ def make_model(tokenizer: Any, width: int = 128, depth: int = 4, text_depth: int
         "hidden_size": width, "intermediate_size": 4 * width, "num_hidden_layers": depth, "num_attention_heads": width // 32,
         "image_size": SIZE, "patch_size": PATCH, "hidden_act": "gelu",
     }  # fmt: skip
-    return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=PROJECTION))
+    model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=PROJECTION))
+    with torch.no_grad():
+        model.vision_model.embeddings.position_embedding.weight[1:] = grid_positions(SIZE // PATCH, width)
+    return model
+
+
+def grid_positions(grid: int, width: int, size: float = 0.3) -> Tensor:
+    """Sines and cosines of x and y, (grid * grid, width): where patches are is known from the start (Beyer et al. 2022)."""
+    frequency = 2 * torch.pi * torch.logspace(0, 2, width // 4, base=2) / (2 * grid)
+    y, x = torch.meshgrid(torch.arange(grid), torch.arange(grid), indexing="ij")
+    angles = torch.cat([x.reshape(-1, 1) * frequency, y.reshape(-1, 1) * frequency], dim=1)
+    return size * torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
+class Hints(torch.nn.Module):
+    """Two linear heads on patches, for training only: where in the patch things are (HINT x HINT cells), and the thing's box."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.cells = torch.nn.Linear(width, HINT * HINT)
+        self.box = torch.nn.Linear(width, 4)
+
+    def losses(self, hidden_BKC: Tensor, batch: dict[str, Any]) -> Tensor:
+        """Cross-entropy of the cells of all encoded patches plus L1 of the boxes (relative to the patch) of covered ones."""
+        cells = F.binary_cross_entropy_with_logits(self.cells(hidden_BKC).float(), torch.from_numpy(batch["cells"]))
+        covered_NC = hidden_BKC.flatten(0, 1)[torch.from_numpy(batch["covered"])]
+        boxes = (self.box(covered_NC).float() - torch.from_numpy(batch["covered_box"])).abs().mean()
+        return cells + 2 * boxes
 
 
 def make_batch(seed: int, batch: int, index: int, several: float = 0.4, kept: int | None = None) -> dict[str, Any]:
@@ -84,23 +112,36 @@ def make_batch(seed: int, batch: int, index: int, several: float = 0.4, kept: in
 
 
 def covered_patches(scenes: list[Scene], kept: int | None, rng: np.random.Generator) -> dict[str, Any]:
-    """Which patches to encode, and what the things say that cover them by at least 40 %."""
+    """Which patches to encode, what the things say that cover them by at least 40 %, their boxes, and all patches' cells.
+
+    Adds to what `make_batch` lists: `cells` float32 (B, K, HINT * HINT), shares covered by anything; `covered_box` float32 (N, 4),
+    offset of the thing's centre from the patch's and its size, in units of the image.
+    """
     grid = SIZE // PATCH
     owner = np.full((len(scenes), grid * grid), -1)
+    cells = np.zeros((len(scenes), grid * grid, HINT * HINT), np.float32)
     for b, scene in enumerate(scenes):
         for k in range(len(scene.things)):
             share = cv2.resize(scene.mask(k).astype(np.float32), (grid, grid), interpolation=cv2.INTER_AREA)
             owner[b, share.ravel() >= 0.4] = k
+        fine = cv2.resize((scene.ids > 0).astype(np.float32), (grid * HINT, grid * HINT), interpolation=cv2.INTER_AREA)
+        cells[b] = fine.reshape(grid, HINT, grid, HINT).transpose(0, 2, 1, 3).reshape(grid * grid, -1)
+    places = np.broadcast_to(np.arange(grid * grid), owner.shape)
     out: dict[str, Any] = {"kept": None}
     if kept is not None:
-        # Covered patches first, then any: a random number decides among equals.
-        out["kept"] = np.argsort(-((owner >= 0) + rng.random(owner.shape)), axis=1)[:, :kept]
-        owner = np.take_along_axis(owner, out["kept"], axis=1)
+        # Touched patches first, then any: a random number decides among equals.
+        out["kept"] = places = np.argsort(-((cells.sum(2) > 0) + rng.random(owner.shape)), axis=1)[:, :kept]
+        owner, cells = np.take_along_axis(owner, places, 1), np.take_along_axis(cells, places[..., None], 1)
     rows, columns = np.nonzero(owner >= 0)
-    out["covered"] = rows * owner.shape[1] + columns
+    out |= {"cells": cells, "covered": rows * owner.shape[1] + columns}
     kinds = [scenes[b].things[owner[b, p]].kind for b, p in zip(rows, columns, strict=True)]
     for role, words in ROLES.items():
         out[f"covered_{role}"] = np.array([words.index(getattr(k, role)) for k in kinds])
+    boxes = np.stack([scenes[b].boxes_N4[owner[b, p]] for b, p in zip(rows, columns, strict=True)]) / SIZE
+    place = places[rows, columns]
+    centre = np.stack([place % grid, place // grid], 1) / grid + 0.5 / grid
+    offset, size = (boxes[:, :2] + boxes[:, 2:]) / 2 - centre, boxes[:, 2:] - boxes[:, :2]
+    out["covered_box"] = np.concatenate([offset, size], 1).astype(np.float32)
     return out
 
 
@@ -113,13 +154,11 @@ def encode_text(model: Any, tokenizer: Any, texts: list[str], context: int = CON
 
 def encode_image(model: Any, rgb_BHWC: np.ndarray) -> Tensor:
     """L2-normalised image embeddings, float32 (B, D), of uint8 images that already have the model's size."""
-    return embed_images_and_patches(model, rgb_BHWC)[0]
+    return F.normalize(model.visual_projection(encode_tokens(model, rgb_BHWC)[:, 0]).float(), dim=-1)
 
 
-def embed_images_and_patches(
-    model: Any, rgb_BHWC: np.ndarray, kept_BK: np.ndarray | None = None
-) -> tuple[Tensor, Tensor]:
-    """Image embeddings (B, D) and, projected alike, those of the patches (B * K, D); all float32, L2-normalised.
+def encode_tokens(model: Any, rgb_BHWC: np.ndarray, kept_BK: np.ndarray | None = None) -> Tensor:
+    """The vision tower's normalised tokens (B, 1 + K, C), the class token first.
 
     kept_BK: indices of the patches to encode, in each image; None: all of them.
     """
@@ -129,21 +168,22 @@ def embed_images_and_patches(
         index = F.pad(torch.from_numpy(kept_BK) + 1, (1, 0))  # the class token stays first
         tokens_BLC = tokens_BLC.gather(1, index[..., None].expand(-1, -1, tokens_BLC.shape[-1]))
     hidden_BLC = tower.encoder(inputs_embeds=tower.pre_layrnorm(tokens_BLC)).last_hidden_state
-    projected = F.normalize(model.visual_projection(tower.post_layernorm(hidden_BLC)).float(), dim=-1)
-    return projected[:, 0], projected[:, 1:].flatten(0, 1)
+    return tower.post_layernorm(hidden_BLC)
 
 
-def clip_losses(model: Any, tokenizer: Any, batch: dict[str, Any]) -> dict[str, Tensor]:
-    """InfoNCE over captions; per role, cross-entropy of images against the role's words, and of covered patches (`patch`)."""
+def clip_losses(model: Any, hints: Hints, tokenizer: Any, batch: dict[str, Any]) -> dict[str, Tensor]:
+    """InfoNCE over captions; per role, cross-entropy of images against its words; `patch` and `hints` of the patches."""
     role_texts = [_TEMPLATES[role].format(word) for role, words in ROLES.items() for word in words]
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        image_BD, patch_D = embed_images_and_patches(model, batch["rgb"], batch["kept"])
+        hidden_BLC = encode_tokens(model, batch["rgb"], batch["kept"])
+        projected_BLD = F.normalize(model.visual_projection(hidden_BLC).float(), dim=-1)
         text_ND = encode_text(model, tokenizer, batch["captions"] + role_texts)
+        hint = hints.losses(hidden_BLC[:, 1:], batch)
+    image_BD, b = projected_BLD[:, 0], len(projected_BLD)
+    patch_ND = projected_BLD[:, 1:].flatten(0, 1)[torch.from_numpy(batch["covered"])]
     scale = model.logit_scale.exp()
-    b = len(image_BD)
-    losses = {"nce": info_nce(image_BD, text_ND[:b], scale)}
-    losses["patch"] = image_BD.new_zeros(())
-    start, patch_ND = b, patch_D[torch.from_numpy(batch["covered"])]
+    losses = {"nce": info_nce(image_BD, text_ND[:b], scale), "hints": hint, "patch": image_BD.new_zeros(())}
+    start = b
     for role, words in ROLES.items():
         text_VD = text_ND[start : start + len(words)]
         losses[role] = F.cross_entropy(scale * image_BD @ text_VD.T, torch.from_numpy(batch[role]))
@@ -170,11 +210,13 @@ def train(
     torch.manual_seed(seed)
     tokenizer = make_tokenizer() if start is None else start[1]
     model = make_model(tokenizer) if start is None else start[0].train()
-    optimiser, log = adamw(model, lr), Log(50, say)
+    hints = Hints(model.config.vision_config.hidden_size)
+    learning = torch.nn.ModuleList([model, hints])
+    optimiser, log = adamw(learning, lr), Log(50, say)
     for step, item in enumerate(stream(_Maker(seed, batch, steps), steps, workers)):
-        losses = clip_losses(model, tokenizer, item)
+        losses = clip_losses(model, hints, tokenizer, item)
         words = losses["colour"] + losses["texture"] + losses["shape"] + losses["patch"]
-        descend(model, optimiser, losses["nce"] + 0.5 * words, cosine_lr(step, steps, lr))
+        descend(learning, optimiser, losses["nce"] + 0.5 * words + losses["hints"], cosine_lr(step, steps, lr))
         with torch.no_grad():
             model.logit_scale.clamp_(0, np.log(100))
         log.add(step, **{k: v.item() for k, v in losses.items()}, scale=model.logit_scale.exp().item())

@@ -1,0 +1,70 @@
+"""Quality of the models that ship, on held-out kinds and backgrounds made here: what a user without network would lose."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from jobs.pocket import RECIPES
+from vfm_ops.errors import UsageError, WeightsUnavailable
+from vfm_ops.pocket import POCKET, WEIGHTS, pocket_path
+from vfm_ops.pocket import clip as pocket_clip
+from vfm_ops.world.scene import World, image
+
+
+@pytest.fixture(scope="module", autouse=True)
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(min(2, before))
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def clip_pair():
+    return RECIPES["pocket-clip"]().load(pocket_path("clip"))
+
+
+@pytest.fixture(scope="module")
+def owl_pair():
+    return RECIPES["pocket-owl"]().load(pocket_path("owlvit"))
+
+
+@pytest.fixture(scope="module")
+def sam2_model():
+    return RECIPES["pocket-sam2"]().load(pocket_path("sam2"))
+
+
+def test_all_ship_in_twelve_megabytes_with_cards():
+    for name in POCKET.values():
+        card = (pocket_path(name) / "README.md").read_text()
+        assert f"python -m jobs.pocket {name}" in card
+        assert "Seed:" in card
+    total = sum(f.stat().st_size for f in WEIGHTS.rglob("*") if f.is_file())
+    assert total <= 12 * 2**20
+
+
+def test_unknown_and_missing_models_say_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path):
+    with pytest.raises(UsageError, match="pocket-clip"):
+        pocket_path("pocket-yolo")
+    monkeypatch.setattr("vfm_ops.pocket.WEIGHTS", tmp_path)
+    with pytest.raises(WeightsUnavailable, match="reinstall"):
+        pocket_path("clip")
+    monkeypatch.undo()
+    assert pocket_path("clip") == pocket_path("pocket-clip")
+
+
+def test_processors_feed_the_models_the_pixels_they_were_trained_on(clip_pair):
+    from transformers import CLIPProcessor
+
+    processor = CLIPProcessor.from_pretrained(pocket_path("clip"))
+    scene = image(World(seed=1, height=96, width=96), 0)
+    pixels = processor(images=scene.rgb, return_tensors="pt").pixel_values
+    expected = torch.from_numpy(scene.rgb).permute(2, 0, 1)[None] / 127.5 - 1
+    assert torch.allclose(pixels, expected, atol=1e-5)
+    model, tokenizer = clip_pair
+    out = model(pixel_values=pixels, **tokenizer(["a red ring", "a blue star"], padding=True, return_tensors="pt"))
+    ours = pocket_clip.encode_image(model, scene.rgb[None])
+    assert torch.allclose(out.image_embeds, ours, atol=1e-5)
+    assert torch.allclose(out.text_embeds, pocket_clip.encode_text(model, tokenizer, ["a red ring", "a blue star"]), atol=1e-5)
