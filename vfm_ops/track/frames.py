@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,27 +11,17 @@ from torch import Tensor
 
 from vfm_ops.errors import MediaError, UsageError
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
+def squared(rgb: np.ndarray, image_size: int, device: str | torch.device = "cpu") -> Tensor:
+    """A frame as SAM 2 sees it: a square whatever its shape (bilinear, antialiased).
 
-@dataclass(frozen=True)
-class FramePreprocessor:
-    """SAM 2's: resize to a square whatever the aspect ratio (bilinear, antialiased), scale to 0-1, normalise."""
+    rgb: uint8 (H, W, 3). Returns uint8 (1, S, S, 3); the mean and standard deviation are in the image encoder.
+    """
+    from torchvision.transforms.v2 import functional as TF
 
-    image_size: int
-    mean: Sequence[float] = IMAGENET_MEAN
-    std: Sequence[float] = IMAGENET_STD
-
-    def __call__(self, rgb: np.ndarray, device: str | torch.device = "cpu") -> Tensor:
-        """rgb: uint8 (H, W, 3). Returns float32 (1, 3, S, S)."""
-        from torchvision.transforms.v2 import functional as TF
-
-        pixels = torch.from_numpy(np.ascontiguousarray(rgb)).permute(2, 0, 1)[None].to(device)
-        pixels = TF.resize(pixels, [self.image_size, self.image_size], TF.InterpolationMode.BILINEAR, antialias=True)
-        mean = torch.tensor(self.mean, device=pixels.device).view(1, 3, 1, 1) * 255
-        std = torch.tensor(self.std, device=pixels.device).view(1, 3, 1, 1) * 255
-        return (pixels.float() - mean) / std
+    pixels = torch.from_numpy(np.ascontiguousarray(rgb)).permute(2, 0, 1)[None].to(device)
+    pixels = TF.resize(pixels, [image_size, image_size], TF.InterpolationMode.BILINEAR, antialias=True)
+    return pixels.permute(0, 2, 3, 1).contiguous()
 
 
 def checked_rgb(rgb: np.ndarray) -> np.ndarray:
@@ -98,10 +87,5 @@ class FrameMasks:
         if object_id not in self.object_ids:
             raise UsageError(f"object {object_id} is not tracked on frame {self.frame_index}: {self.object_ids}")
         at = self.object_ids.index(object_id)
-        one = FrameMasks(
-            self.frame_index,
-            [object_id],
-            *(t[at : at + 1] for t in (self.logits_Nhw, self.object_logits_N, self.iou_N)),
-            self.size,
-        )
-        return one.masks()[0]
+        rows = (t[at : at + 1] for t in (self.logits_Nhw, self.object_logits_N, self.iou_N))
+        return FrameMasks(self.frame_index, [object_id], *rows, self.size).masks()[0]

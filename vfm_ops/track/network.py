@@ -19,7 +19,10 @@ from vfm_ops.track.memory_attention import BatchedMemoryAttention, PackedMemory
 from vfm_ops.track.prompts import Clicks
 
 ABSENT_LOGIT = -1024.0  # mask logit of an object that is not on the frame
-ImageEncoder = Callable[[Tensor], Sequence[Tensor]]
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+# uint8 (B, S, S, 3) -> (fine, middle, top) feature maps; `VideoImageEncoder`, or the same module in a faster runtime.
+ImageEncoder = Callable[[Tensor], Sequence[Tensor | np.ndarray]]
 
 
 @dataclass(frozen=True)
@@ -44,17 +47,22 @@ class DecodedMasks:
 
 
 class VideoImageEncoder(nn.Module):
-    """pixels (B, 3, S, S), normalised -> (fine, middle, top) maps; the module to hand to a faster runtime."""
+    """Square frames, uint8 (B, S, S, 3) -> (fine, middle, top) maps; the module to hand to a faster runtime."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
         self.vision_encoder = model.vision_encoder
         self.project_fine = model.mask_decoder.conv_s0
         self.project_middle = model.mask_decoder.conv_s1
+        weight = model.no_memory_embedding
+        self.dtype = weight.dtype
+        self.register_buffer("mean", torch.tensor(mean, device=weight.device).view(3, 1, 1) * 255)
+        self.register_buffer("std", torch.tensor(std, device=weight.device).view(3, 1, 1) * 255)
 
-    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, squares: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Returns maps of (B, C/8, S/4, S/4), (B, C/4, S/8, S/8) and (B, C, S/16, S/16)."""
-        fine, middle, top = self.vision_encoder(pixels, return_dict=True).fpn_hidden_states
+        pixels = (squares.permute(0, 3, 1, 2).float() - self.mean) / self.std
+        fine, middle, top = self.vision_encoder(pixels.to(self.dtype), return_dict=True).fpn_hidden_states
         return self.project_fine(fine), self.project_middle(middle), top
 
 
@@ -62,10 +70,16 @@ class Sam2Network:
     """The parts of a SAM 2 checkpoint that tracking calls, and the constants that follow from its weights.
 
     model: transformers' `Sam2VideoModel`. device, dtype: where and how it runs; mask logits are float32 always.
+    mean, std: of the checkpoint's preprocessing, RGB in 0-1.
     """
 
     def __init__(
-        self, model: nn.Module, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+        self,
+        model: nn.Module,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
     ) -> None:
         self.model = model.to(device=device, dtype=dtype).eval().requires_grad_(False)
         self.config = model.config
@@ -73,7 +87,7 @@ class Sam2Network:
         self.image_size: int = model.image_size
         self.feature_size: tuple[int, int] = tuple(model.backbone_feature_sizes[-1])
         self.memory_width: int = model.mem_dim
-        self.image_encoder = VideoImageEncoder(model)
+        self.image_encoder = VideoImageEncoder(model, mean, std).eval()
         self.attention = BatchedMemoryAttention(model.memory_attention)
         self._prepare_constants()
 
@@ -100,9 +114,9 @@ class Sam2Network:
             digest.update(f"{name}{tuple(tensor.shape)}".encode() + sample.tobytes())
         return digest.hexdigest()[:16]
 
-    def encode_image(self, pixels_13SS: Tensor, encoder: ImageEncoder | None = None) -> ImageFeatures:
-        """Normalised pixels -> features, by the checkpoint's encoder or by a faster callable of the same signature."""
-        maps = (encoder or self.image_encoder)(pixels_13SS.to(self.device, self.dtype))
+    def encode_image(self, square: Tensor, encoder: ImageEncoder | None = None) -> ImageFeatures:
+        """uint8 (1, S, S, 3) -> features, by the checkpoint's encoder or by a faster callable of the same signature."""
+        maps = (encoder or self.image_encoder)(square.to(self.device))
         return ImageFeatures(*(torch.as_tensor(m).to(self.device, self.dtype) for m in maps))
 
     def without_memory(self, features: ImageFeatures, count: int) -> Tensor:

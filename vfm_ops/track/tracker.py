@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vfm_ops.errors import UsageError
-from vfm_ops.track.frames import FrameMasks, FramePreprocessor, check_resolution, checked_rgb
+from vfm_ops.track.frames import FrameMasks, check_resolution, checked_rgb, squared
 from vfm_ops.track.memory_bank import BankPolicy, FrameMemory, ObjectBank
 from vfm_ops.track.network import DecodedMasks, ImageEncoder, ImageFeatures, Sam2Network
 from vfm_ops.track.packing import pack_memories
@@ -76,7 +76,7 @@ class Sam2Tracker:
     """Tracks the objects of one video.
 
     network: weights. settings: see `TrackerSettings`. image_encoder: a callable like `network.image_encoder` (say, the
-    same module in a faster runtime): pixels (1, 3, S, S) -> (fine, middle, top). preprocessor: frame -> pixels.
+    same module in a faster runtime): uint8 (1, S, S, 3) -> (fine, middle, top).
     """
 
     def __init__(
@@ -84,7 +84,6 @@ class Sam2Tracker:
         network: Sam2Network,
         settings: TrackerSettings | None = None,
         image_encoder: ImageEncoder | None = None,
-        preprocessor: FramePreprocessor | None = None,
     ) -> None:
         config = network.config
         settings = settings or TrackerSettings()
@@ -97,7 +96,6 @@ class Sam2Tracker:
         self.network = network
         self.settings = replace(settings, bank=bank)
         self.image_encoder = image_encoder
-        self.preprocessor = preprocessor or FramePreprocessor(network.image_size)
         self.state = TrackerState()
         self._features: OrderedDict[int, ImageFeatures] = OrderedDict()
 
@@ -224,8 +222,8 @@ class Sam2Tracker:
     def _features_of(self, rgb: np.ndarray | None, index: int) -> ImageFeatures:
         if rgb is None:
             return self._features[index]
-        pixels = self.preprocessor(rgb, self.network.device)
-        features = self.network.encode_image(pixels, self.image_encoder)
+        square = squared(rgb, self.network.image_size, self.network.device)
+        features = self.network.encode_image(square, self.image_encoder)
         self._features.pop(index, None)
         while len(self._features) >= self.settings.feature_cache:
             self._features.popitem(last=False)

@@ -141,15 +141,13 @@ class Oracle:
         from transformers import Sam2ImageProcessor, Sam2VideoProcessor, Sam2VideoVideoProcessor
         from transformers.models.sam2_video.modeling_sam2_video import Sam2VideoInferenceSession
 
-        from vfm_ops.track.frames import FramePreprocessor
-
         side = {"height": model.image_size, "width": model.image_size}
         self.model = model
         self.processor = Sam2VideoProcessor(
             Sam2ImageProcessor(size=side), Sam2VideoVideoProcessor(size=side), target_size=model.image_size
         )
-        preprocess = FramePreprocessor(model.image_size)
-        video = torch.cat([preprocess(f) for f in frames])
+        frames_T3HW = torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2)
+        video = self.processor.video_processor(videos=[frames_T3HW], return_tensors="pt").pixel_values_videos[0]
         height, width = frames[0].shape[:2]
         self.session = Sam2VideoInferenceSession(
             video=video, video_height=height, video_width=width, dtype=model.no_memory_embedding.dtype

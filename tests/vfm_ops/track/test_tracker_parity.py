@@ -126,13 +126,3 @@ def test_a_checkpoint_that_looks_at_few_prompted_frames_keeps_transformers_masks
     finally:
         model.config.max_cond_frame_num = -1
     both.assert_worth_comparing()
-
-
-def test_pixels_are_prepared_as_transformers_prepares_them(model, bikes):
-    from tests.vfm_ops.track.conftest import read_frames
-    from vfm_ops.track.frames import FramePreprocessor
-
-    frame = read_frames(bikes, 1, 240, 416)[0]
-    theirs = Oracle(model, [frame]).processor.video_processor(videos=[torch.from_numpy(frame).permute(2, 0, 1)[None]])
-    ours = FramePreprocessor(model.image_size)(frame)
-    torch.testing.assert_close(ours, torch.as_tensor(np.asarray(theirs["pixel_values_videos"][0])), atol=1e-5, rtol=0)
