@@ -1,6 +1,6 @@
 """Keeping a lake fast: small fragments merged, vector and scalar indices built and extended, old versions let go.
 
-Where a Ray is running the work is spread over it by lance-ray; elsewhere Lance does it in this process. A vector index is
+Where a Ray is running, large tables are spread over it by lance-ray; everything else Lance does in this process. A vector index is
 measured when it is built: the probing that reaches the wanted recall is stored with the table, and searches use it.
 """
 
@@ -38,6 +38,8 @@ SCALAR_COLUMNS = {
 # Below this an exact scan answers within some milliseconds. IVF_FLAT keeps whole vectors; above, that gets too large.
 EXACT_ROWS, FLAT_ROWS = 10_000, 1_000_000
 FRAGMENT_BYTES = 1 << 30
+# A pool of workers takes seconds to start: smaller tables are done here and now, Ray or not.
+DISTRIBUTED_BYTES = 256 << 20
 # Recall@10 of stored vectors; text queries lie off their distribution, hence above the 0.95 that searches must have.
 WANTED_RECALL, TUNING_QUERIES = 0.98, 32
 
@@ -120,9 +122,8 @@ def compact_table(lake: Lake, table: str) -> tuple[int, int]:
     """Merges small fragments, up to about FRAGMENT_BYTES each, and drops deleted rows. Returns fragments (before, after)."""
     dataset = _dataset(lake, table)
     before = len(dataset.get_fragments())
-    size = sum(d.file_size_bytes or 0 for f in dataset.get_fragments() for d in f.data_files())
-    target = int(np.clip(FRAGMENT_BYTES * dataset.count_rows() // max(size, 1), 1024, 1 << 20))
-    if ray_is_running():
+    target = int(np.clip(FRAGMENT_BYTES * dataset.count_rows() // max(_data_bytes(dataset), 1), 1024, 1 << 20))
+    if _worth_distributing(dataset):
         import lance_ray
 
         lance_ray.compact_files(
@@ -152,7 +153,7 @@ def index_scalar(lake: Lake, table: str, column: str) -> IndexReport:
     report = IndexReport(table, column, "btree", dataset.count_rows(), "new")
     if name in _index_names(dataset):
         report.built = _extend(dataset, name)
-    elif ray_is_running():
+    elif _worth_distributing(dataset):
         import lance_ray
 
         workers = _workers(len(dataset.get_fragments()))
@@ -205,7 +206,7 @@ def _build_vectors(dataset: Any, column: str, name: str, kind: str, rows: int) -
             raise UsageError(f"an ivf_pq index needs 256 vectors, and {column} has {rows}: use --kind ivf_flat")
         options["num_sub_vectors"] = _sub_vectors(dataset.schema.field(column).type.list_size)
     try:
-        if ray_is_running():
+        if _worth_distributing(dataset):
             import lance_ray
 
             rate = min(256, rows // partitions, rows // 256 if kind == "ivf_pq" else 256)
@@ -281,6 +282,14 @@ def _index_kind(dataset: Any, name: str) -> str | None:
 def _sub_vectors(dim: int) -> int:
     """Sub-vectors of 8 dimensions, or the largest smaller width that divides."""
     return next(dim // width for width in (8, 4, 2, 1) if dim % width == 0)
+
+
+def _data_bytes(dataset: Any) -> int:
+    return sum(d.file_size_bytes or 0 for f in dataset.get_fragments() for d in f.data_files())
+
+
+def _worth_distributing(dataset: Any) -> bool:
+    return ray_is_running() and _data_bytes(dataset) >= DISTRIBUTED_BYTES
 
 
 def _workers(fragments: int) -> int:
