@@ -1,7 +1,7 @@
 """Keeping a lake fast: small fragments merged, vector and scalar indices built and extended, old versions let go.
 
-Where a Ray is running, large tables are spread over it by lance-ray; everything else Lance does in this process. A vector index is
-measured when it is built: the probing that reaches the wanted recall is stored with the table, and searches use it.
+Where a Ray is running, large tables are spread over it by lance-ray; everything else Lance does in this process. A vector
+index is measured when it is built: the probing that reaches the wanted recall is stored with the table, for searches.
 """
 
 from __future__ import annotations
@@ -90,7 +90,8 @@ def maintain(
     known = embedding_columns(lake)
     if unknown := [c for c in columns or [] if c not in known]:
         raise UsageError(f"frames has no embedding column {unknown[0]!r}; it has {', '.join(known) or 'none'}")
-    report = MaintenanceReport(distributed=ray_is_running())
+    datasets = [lake.dataset(table) for table in SCALAR_COLUMNS]
+    report = MaintenanceReport(distributed=any(d is not None and _worth_distributing(d) for d in datasets))
     with Lease(lake, f"index-{uuid.uuid4().hex[:12]}"):
         for table in SCHEMAS:
             if compact and table != "lease" and lake.count(table):
