@@ -29,7 +29,7 @@ class Committer:
         self.seconds: Counter[str] = Counter()
         self.first_commit_at: float | None = None
         self._fragments: dict[str, list[str]] = {}
-        self._frames: Counter[str] = Counter()
+        self._rows: dict[str, Counter[str]] = {table: Counter() for table in CHILD_TABLES}
         self._failed: Counter[str] = Counter()
         self._messages: dict[str, str] = {}
         self._outcomes: dict[str, dict[str, Any]] = {}
@@ -43,19 +43,21 @@ class Committer:
         """Takes one RESULT row; commits when the last commit is long enough ago."""
         for table, fragments in json.loads(result["fragments"]).items():
             self._fragments.setdefault(table, []).extend(fragments)
-        self._frames.update(json.loads(result["frames"]))
+        for table, rows in json.loads(result["rows"]).items():
+            self._rows[table].update(rows)
         for asset_id, (count, message) in json.loads(result["failed"]).items():
             self._failed[asset_id] += count
             self._messages.setdefault(asset_id, message)
         stats = json.loads(result["stats"])
+        cpu = stats.pop("cpu")
         now = time.monotonic()
         if self._first_result_at is None:
             self._first_result_at = now
         else:
-            self._steady_cpu += stats["cpu"]
-            self._steady_frames += sum(json.loads(result["frames"]).values())
+            self._steady_cpu += cpu
+            self._steady_frames += sum(json.loads(result["rows"])["frames"].values())
         self._last_result_at = now
-        self.seconds.update({stage: stats[stage] for stage in ("decode", "embed", "write")})
+        self.seconds.update(stats)
         for outcome in map(json.loads, result["outcomes"]):
             self.add_outcome(outcome)
         if time.monotonic() - self._committed_at >= COMMIT_EVERY_S:
@@ -92,7 +94,7 @@ class Committer:
             self.first_commit_at = time.time()
 
     def _came(self, asset_id: str) -> int:
-        return self._frames[asset_id] + self._failed[asset_id]
+        return self._rows["frames"][asset_id] + self._failed[asset_id]
 
     def _settle(self, complete: list[dict[str, Any]]) -> None:
         for o in complete:
@@ -114,20 +116,20 @@ class Committer:
         self.counts["assets"] += len(complete)
         self.counts["quarantined"] += len(bad)
         for o in complete:
-            self.counts["frames"] += self._frames.pop(o["asset_id"], 0)
+            for table, counted in self._rows.items():
+                self.counts[table] += counted.pop(o["asset_id"], 0)
             self._failed.pop(o["asset_id"], None)
-            self.counts["shots"] += len(o["shots"])
             self.counts["dropped"] += sum(o["dropped"].values())
             del self._outcomes[o["asset_id"]]
 
     def _ledger_row(self, o: dict[str, Any]) -> dict[str, Any]:
         row = {name: o.get(name) for name in ("asset_id", "run_key", "recipe", "attempt", "etag", "probe")}
-        counts = {"shots": len(o["shots"]), "frames": self._frames[o["asset_id"]], "detections": 0, "tracks": 0}
+        counts = {table: rows[o["asset_id"]] for table, rows in self._rows.items()}
         return {**row, **counts, "dropped": json.dumps(o["dropped"]) if o["dropped"] else None}
 
     def _quarantine_row(self, o: dict[str, Any]) -> dict[str, Any]:
         names = ("asset_id", "run_key", "uri", "stage", "error_type", "message", "traceback", "recipe", "attempt")
-        return {**{name: o[name] for name in names}, "salvaged_frames": self._frames[o["asset_id"]]}
+        return {**{name: o[name] for name in names}, "salvaged_frames": self._rows["frames"][o["asset_id"]]}
 
     def _mark_salvaged(self, asset_ids: list[str]) -> None:
         if asset_ids:

@@ -19,6 +19,7 @@ from vfm_ops.media.frame import Frame
 from vfm_ops.media.view import View
 
 CLOSING = [pa.field("error", pa.string()), pa.field("outcome", pa.string())]
+NATIVE = "native"  # name of the view that holds whole pictures, for detectors
 
 
 @dataclass
@@ -31,10 +32,13 @@ class Outcome:
     attempt: int
     uri: str
     etag: str | None
+    source: dict[str, Any] = field(default_factory=dict)  # the row of `assets`, for ops that decode it themselves
     frames: int = 0
     probe: dict[str, Any] | None = None
     shots: list[dict[str, Any]] = field(default_factory=list)
     dropped: dict[str, int] = field(default_factory=dict)  # frames that a filter dropped, by reason
+    tracks: int = 0
+    written: dict[str, list[str]] = field(default_factory=dict)  # fragments that an op wrote by itself, by table
     stage: str | None = None  # where it failed; None for a good asset
     error_type: str = ""
     message: str = ""
@@ -45,7 +49,8 @@ class Outcome:
         """An outcome still to be filled, for one row of a unit."""
         run_key = make_run_key(recipe_hash, asset["attempt"])
         name = asset["uri"] + (f"#{asset['member']}" if asset["member"] else "")
-        return cls(asset["asset_id"], run_key, recipe_hash, asset["attempt"], name, asset["etag"])
+        source = {name: asset[name] for name in ("uri", "member", "container", "offset", "length", "media_type")}
+        return cls(asset["asset_id"], run_key, recipe_hash, asset["attempt"], name, asset["etag"], source)
 
     def fail(self, stage: str, error_type: str, message: str, traceback: str = "") -> None:
         """Marks it for quarantine; the first failure is kept."""
@@ -63,7 +68,7 @@ def working_schema(views: dict[str, View]) -> pa.Schema:
     """Columns of the working table while these views are still in it."""
     columns: list[pa.Field] = []
     for name, view in views.items():
-        if view.fit == "naflex":
+        if view.ragged:
             columns += [pa.field(view_column(name), pa.binary()), pa.field(shape_column(name), pa.list_(pa.int32(), 2))]
         else:
             columns.append(pa.field(view_column(name), pa.binary(view.height * view.width * 3)))
@@ -107,7 +112,7 @@ def frame_rows(
     }
     for name, view in views.items():
         pixels = [f.views[name] for f in frames]
-        if view.fit == "naflex":
+        if view.ragged:
             columns[view_column(name)] = pa.array([p.tobytes() for p in pixels], pa.binary())
             columns[shape_column(name)] = pa.array([p.shape[:2] for p in pixels], pa.list_(pa.int32(), 2))
         else:
@@ -127,10 +132,10 @@ def stored_size(width: int, height: int, max_side: int | None) -> tuple[int, int
 
 
 def view_pixels(rows: pa.Table, name: str, view: View) -> np.ndarray | list[np.ndarray]:
-    """The pixels of one view, without a copy: uint8 (N, H, W, 3), or a list of (h, w, 3) for `naflex`."""
+    """The pixels of one view, without a copy: uint8 (N, H, W, 3), or a list of (h, w, 3) for ragged views."""
     column = rows[view_column(name)].combine_chunks()
     column = column.chunk(0) if isinstance(column, pa.ChunkedArray) else column
-    if view.fit == "naflex":
+    if view.ragged:
         shapes = rows[shape_column(name)].to_pylist()
         return [np.frombuffer(v.as_buffer(), np.uint8).reshape(*s, 3) for v, s in zip(column, shapes)]
     size = view.height * view.width * 3

@@ -101,11 +101,12 @@ def build_dataset(lake: Lake, recipe: Recipe, units: list[pa.Table], where: Plac
             num_gpus=gpus,
         )
 
+    models = ("embed", "detect") if recipe.detect else ("embed",)
     if where.fused:
-        stage(("decode", "embed", "write"), where.actors, where.cpus, where.gpus)
+        stage(("decode", *models, "write"), where.actors, where.cpus, where.gpus)
     else:
         stage(("decode",), where.decode_actors, 1, 0)
-        stage(("embed", "write"), where.actors, where.cpus, where.gpus)
+        stage((*models, "write"), where.actors, where.cpus, where.gpus)
     return ds
 
 

@@ -11,7 +11,9 @@ import psutil
 import pyarrow as pa
 
 from pipelines.decode import DecodeAssets
+from pipelines.detect import NATIVE_VIEW, DetectFrames
 from pipelines.embed import EmbedFrames, column_field
+from pipelines.frames import NATIVE
 from pipelines.lake import Lake, embedding_column
 from pipelines.recipe import Recipe
 from pipelines.units import read_unit
@@ -27,11 +29,12 @@ def model_fields(recipe: Recipe) -> list[pa.Field]:
 
 def model_views(recipe: Recipe) -> dict[str, View]:
     """What the decoder has to prepare for each model of a recipe, by column name."""
-    return {embedding_column(m.model): _describe(recipe, i).view for i, m in enumerate(recipe.embed)}
+    views = {embedding_column(m.model): _describe(recipe, i).view for i, m in enumerate(recipe.embed)}
+    return {**views, NATIVE: NATIVE_VIEW} if recipe.detect else views
 
 
 class Chain:
-    """Actor: builds the named ops ('decode', 'embed', 'write') and runs a block through them, streaming.
+    """Actor: builds the named ops ('decode', 'embed', 'detect', 'write') and runs a block through them, streaming.
 
     A block that is written gives exactly one row, so that a task is done or not done; there is no half.
     """
@@ -40,7 +43,10 @@ class Chain:
         self.lake, self.version, self.names = lake, version, names
         self.decode = DecodeAssets(recipe, model_views(recipe), threads) if "decode" in names else None
         self.embed = [EmbedFrames(m, recipe.resources, threads) for m in recipe.embed] if "embed" in names else []
-        self.write = WriteRows(lake, [e.field for e in self.embed]) if "write" in names else None
+        wanted = recipe.detect if "detect" in names else None
+        self.detect = DetectFrames(wanted, recipe.resources.device) if wanted else None
+        detector = recipe.detect.model if recipe.detect else ""
+        self.write = WriteRows(lake, [e.field for e in self.embed], detector) if "write" in names else None
         self.waits = dict.fromkeys(names, 0.0)
 
     def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
@@ -52,6 +58,8 @@ class Chain:
             stream = self._timed("decode", self.decode(read_unit(self.lake, self.version, block)))
         for op in self.embed:
             stream = self._timed("embed", op.stream(stream))
+        if self.detect:
+            stream = self._timed("detect", self.detect.stream(stream))
         if not self.write:
             yield from stream
             return
@@ -72,8 +80,11 @@ class Chain:
 
     def _exclusive(self, total: float) -> dict[str, float]:
         """Waits nest (embed waits for decode); what is left to each is its own."""
-        decode, embed = self.waits.get("decode", 0.0), self.waits.get("embed", 0.0)
-        return {"decode": decode, "embed": max(0.0, embed - decode), "write": max(0.0, total - max(embed, decode))}
+        own, inner = {}, 0.0
+        for name in self.names[:-1]:
+            own[name] = max(0.0, self.waits[name] - inner)
+            inner = max(inner, self.waits[name])
+        return {**own, self.names[-1]: max(0.0, total - inner)}
 
 
 def _describe(recipe: Recipe, index: int):

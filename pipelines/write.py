@@ -10,15 +10,16 @@ from typing import Any
 
 import pyarrow as pa
 
+from pipelines.detect import DETECTED, detection_rows
 from pipelines.frames import is_frame
-from pipelines.lake import SCHEMAS, Lake
+from pipelines.lake import CHILD_TABLES, SCHEMAS, Lake
 
 FLUSH_BYTES = 48 << 20
 
 RESULT = pa.schema(
     [
         ("fragments", pa.string()),  # JSON {table: [fragment]}
-        ("frames", pa.string()),  # JSON {asset_id: frames written}
+        ("rows", pa.string()),  # JSON {table: {asset_id: rows written}}
         ("failed", pa.string()),  # JSON {asset_id: [frames that an op failed on, first message]}
         ("outcomes", pa.list_(pa.string())),
         ("stats", pa.string()),  # JSON {stage: seconds}
@@ -32,43 +33,52 @@ class WriteRows:
     Nothing it writes is visible before the driver commits it; fragments of a task that dies are never referenced.
     """
 
-    def __init__(self, lake: Lake, embeddings: list[pa.Field]) -> None:
-        self.lake = lake
+    def __init__(self, lake: Lake, embeddings: list[pa.Field], detector: str = "") -> None:
+        self.lake, self.detector = lake, detector
         self.schema = pa.schema([*SCHEMAS["frames"], *embeddings])
 
     def stream(self, tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
         """Yields one RESULT row when the input ends."""
         outcomes: list[dict[str, Any]] = []
         failed: dict[str, list[Any]] = {}
-        written: Counter[str] = Counter()
+        rows: dict[str, Counter[str]] = {table: Counter() for table in CHILD_TABLES}
+        fragments: dict[str, list[str]] = {table: [] for table in CHILD_TABLES}
         waiting: list[pa.Table] = []
         futures: list[Future[list[str]]] = []
+        found: list[pa.Table] = []
         with ThreadPoolExecutor(1, thread_name_prefix="write") as pool:
-            for rows in tables:
-                outcomes += [json.loads(o) for o in rows["outcome"].drop_null().to_pylist()]
-                frames = rows.filter(is_frame(rows))
+            for table in tables:
+                outcomes += [json.loads(o) for o in table["outcome"].drop_null().to_pylist()]
+                frames = table.filter(is_frame(table))
                 for row in frames.filter(frames["error"].is_valid()).select(["asset_id", "error"]).to_pylist():
                     failed.setdefault(row["asset_id"], [0, row["error"]])[0] += 1
-                frames = frames.filter(frames["error"].is_null()).select(self.schema.names)
+                frames = frames.filter(frames["error"].is_null())
+                if DETECTED in frames.schema.names:
+                    found.append(detection_rows(frames, self.detector))
+                    rows["detections"].update(found[-1]["asset_id"].to_pylist())
+                frames = frames.select(self.schema.names)
                 if frames.num_rows:
-                    written.update(frames["asset_id"].to_pylist())
+                    rows["frames"].update(frames["asset_id"].to_pylist())
                     waiting.append(frames)
                 if sum(t.nbytes for t in waiting) >= FLUSH_BYTES:
                     if futures:  # never more than one flush behind
                         futures[-1].result()
                     futures.append(pool.submit(self._write, "frames", waiting))
                     waiting = []
-            if waiting:
-                futures.append(pool.submit(self._write, "frames", waiting))
-            fragments = {"frames": [f for future in futures for f in future.result()]}
-        shots = [shot_rows(o) for o in outcomes if o["shots"]]
-        if shots:
-            fragments["shots"] = self._write("shots", shots)
+            futures.append(pool.submit(self._write, "frames", waiting))
+            fragments["frames"] = [f for future in futures for f in future.result()]
+        fragments["detections"] = self._write("detections", found)
+        fragments["shots"] = self._write("shots", [shot_rows(o) for o in outcomes])
+        for outcome in outcomes:
+            rows["shots"][outcome["asset_id"]] = len(outcome["shots"])
+            rows["tracks"][outcome["asset_id"]] = outcome["tracks"]
+            for table_name, written in outcome.pop("written").items():
+                fragments[table_name] += written
         yield pa.Table.from_pylist(
             [
                 {
-                    "fragments": json.dumps(fragments),
-                    "frames": json.dumps(written),
+                    "fragments": json.dumps({t: f for t, f in fragments.items() if f}),
+                    "rows": json.dumps(rows),
                     "failed": json.dumps(failed),
                     "outcomes": [json.dumps(o) for o in outcomes],
                     "stats": "{}",
@@ -78,7 +88,8 @@ class WriteRows:
         )
 
     def _write(self, table: str, parts: list[pa.Table]) -> list[str]:
-        return self.lake.write_fragments(table, pa.concat_tables(parts))
+        parts = [p for p in parts if p.num_rows]
+        return self.lake.write_fragments(table, pa.concat_tables(parts)) if parts else []
 
 
 def shot_rows(outcome: dict[str, Any]) -> pa.Table:

@@ -139,7 +139,7 @@ def reduction(header: JpegHeader | None, settings: DecodeSettings) -> int:
 
 def _shrinking(view: View, header: JpegHeader) -> float:
     """By how much the view shrinks a picture of the header's size at least; 1 where that would be felt."""
-    if view.fit == "naflex" or view.interpolation != "area":
+    if view.ragged or view.interpolation != "area":
         return 1.0
     short, size = min(header.width, header.height), max(view.height, view.width)
     return short * view.crop_pct / size if view.fit == "crop" else short / size

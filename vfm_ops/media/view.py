@@ -24,25 +24,32 @@ _PIL_FILTER = {
 class View:
     """Geometry of a model's input.
 
-    height, width: of the result in pixels (for `naflex`: unused).
+    height, width: of the result in pixels (for `naflex` and `native`: unused).
     fit: `crop` resizes the shorter side to size / crop_pct and takes the centre; `squash` ignores the aspect ratio;
         `letterbox` keeps it and pads right and bottom with `pad`; `naflex` keeps it with at most `max_patches` patches
-        of `patch` pixels (SigLIP 2's rule: the largest scale whose ceil-ed grid fits).
+        of `patch` pixels (SigLIP 2's rule: the largest scale whose ceil-ed grid fits); `native` is the picture as it is.
     interpolation: `area` is OpenCV's (fast, box-filtered when shrinking); the others are Pillow's antialiased filters,
         which is what the models' own processors use.
     """
 
     height: int = 224
     width: int = 224
-    fit: Literal["crop", "squash", "letterbox", "naflex"] = "crop"
+    fit: Literal["crop", "squash", "letterbox", "naflex", "native"] = "crop"
     crop_pct: float = 1.0
     interpolation: Literal["area", "bilinear", "bicubic", "lanczos"] = "area"
     pad: int = 0
     patch: int = 16
     max_patches: int = 256
 
+    @property
+    def ragged(self) -> bool:
+        """Whether every picture has a size of its own."""
+        return self.fit in ("naflex", "native")
+
     def apply(self, rgb: np.ndarray) -> np.ndarray:
         """rgb: uint8 (H, W, 3). Returns uint8 (height, width, 3); for `naflex` (h, w, 3) of whole patches."""
+        if self.fit == "native":
+            return rgb
         h, w = rgb.shape[:2]
         if self.fit == "crop":
             scale = max(self.height, self.width) / self.crop_pct / min(h, w)
