@@ -58,9 +58,9 @@ class BankPolicy:
 class FrameMemory:
     """What one frame leaves behind for one object. Tensors are never written to again, so that copies may share them.
 
-    pointer_C: object pointer, in the dtype of the network. features_LM: spatial memory (h * w, memory dim), bfloat16; None once only the
-    pointer can still be read. score: object score logit. iou: predicted IoU of the mask. logits_HW: mask logits, kept
-    on prompted frames only (they are returned as they are when the frame is seen again). clicks: what was clicked.
+    pointer_C: object pointer, in the dtype of the network. features_LM: spatial memory (h * w, memory dim), bfloat16;
+    None once only the pointer can still be read. score: object score logit. iou: predicted IoU of the mask. logits_HW:
+    mask logits, kept on prompted frames only (returned as they are when the frame is seen again). clicks: what was clicked.
     """
 
     pointer_C: Tensor

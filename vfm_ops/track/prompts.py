@@ -65,7 +65,7 @@ def clicks_in_model_pixels(prompt: Prompt, height: int, width: int, image_size: 
     points = np.zeros((0, 2), np.float32)
     labels = np.zeros(0, np.int64)
     if prompt.points is not None:
-        points, labels = _checked_points(prompt, who, height, width)
+        points, labels = checked_points(prompt, who, height, width)
     if prompt.box is not None:
         corners = checked_box(prompt.box, who, height, width).reshape(2, 2)
         points = np.concatenate([corners, points])
@@ -99,7 +99,8 @@ def checked_box(box: np.ndarray | Sequence[float], who: str, height: int, width:
     return np.clip(xyxy, 0, np.array([width, height, width, height], np.float32))
 
 
-def _checked_points(prompt: Prompt, who: str, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+def checked_points(prompt: Prompt, who: str, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """A prompt's points, float32 (P, 2), and labels, int64 (P,); UsageError when one is wrong or off the frame."""
     points = np.asarray(prompt.points, np.float32)
     labels = np.asarray(prompt.labels, np.int64).reshape(-1)
     if points.ndim != 2 or points.shape[1] != 2 or len(points) == 0:

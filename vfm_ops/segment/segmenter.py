@@ -1,0 +1,210 @@
+"""Segment anything: an image is encoded once and prompted as often as one likes; candidates come with confidences.
+
+Letters: N prompts, K candidates of a prompt (three, or one), S side of the model's input, h = w = S / 4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from vfm_ops.errors import UsageError
+from vfm_ops.segment.geometry import Geometry
+from vfm_ops.segment.prompts import ImagePrompt, grouped, image_prompts
+from vfm_ops.track.frames import checked_rgb
+
+
+class TextDetector(Protocol):
+    """What `segment_text` needs of a detector."""
+
+    def detect(self, images: list[np.ndarray], prompts: Any) -> list[Any]:
+        """One object an image with boxes (N, 4), scores (N,) and prompt_index (N,)."""
+        ...
+
+
+@dataclass(frozen=True)
+class EncodedImage:
+    """features: the image encoder's maps; the last is the one that prompts are joined to. size: (height, width)."""
+
+    features: tuple[Tensor, ...]
+    size: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Candidate masks of N prompts. logits_NKhw: float32 mask logits of the model's square. scores_NK: predicted IoU."""
+
+    logits_NKhw: Tensor
+    scores_NK: Tensor
+    size: tuple[int, int]
+    geometry: Geometry
+
+    def __len__(self) -> int:
+        return len(self.scores_NK)
+
+    @property
+    def scores(self) -> np.ndarray:
+        """float32 (N, K): the model's own estimate of each candidate's IoU."""
+        return self.scores_NK.cpu().numpy()
+
+    def masks(self) -> np.ndarray:
+        """bool (N, K, height, width) on the image."""
+        return np.stack([(self.logits_on_image(i) > 0).cpu().numpy() for i in range(len(self))])
+
+    def logits_on_image(self, i: int) -> Tensor:
+        """float32 (K, height, width): the mask logits of prompt i on the image."""
+        return self.geometry.to_image(self.logits_NKhw[i : i + 1], self.size)[0]
+
+    def best(self) -> tuple[np.ndarray, np.ndarray]:
+        """The most confident candidate of each prompt: masks bool (N, height, width), scores float32 (N,)."""
+        choice = self.scores_NK.argmax(1)
+        masks = [(self.logits_on_image(i)[k] > 0).cpu().numpy() for i, k in enumerate(choice.tolist())]
+        scores = self.scores_NK.gather(1, choice[:, None])[:, 0]
+        return np.stack(masks), scores.cpu().numpy()
+
+
+@dataclass(frozen=True)
+class TextSegments:
+    """Masks of what a text names. masks: bool (N, height, width). boxes, scores, prompt_index: the detector's. mask_scores:
+    predicted IoU of each mask."""
+
+    masks: np.ndarray
+    mask_scores: np.ndarray
+    boxes: np.ndarray
+    scores: np.ndarray
+    prompt_index: np.ndarray
+
+
+class Segmenter:
+    """A SAM or SAM 2 image model; made by `load_segmenter`.
+
+    model: transformers' SamModel or Sam2Model. prompts_at_once: prompts of one decoder batch; it bounds memory.
+    `encodings` counts the images that went through the encoder.
+    """
+
+    def __init__(self, model: nn.Module, geometry: Geometry, device: str = "cpu", prompts_at_once: int = 64) -> None:
+        self.model = model.to(device).eval().requires_grad_(False)
+        self.device = torch.device(device)
+        self.geometry = geometry
+        self.prompts_at_once = prompts_at_once
+        self.encodings = 0
+
+    @torch.inference_mode()
+    def encode(self, rgb: np.ndarray) -> EncodedImage:
+        """rgb: uint8 (H, W, 3). The costly part, once an image."""
+        size = checked_rgb(rgb).shape[:2]
+        features = self.model.get_image_embeddings(self.geometry.prepare(rgb, self.device))
+        self.encodings += 1
+        return EncodedImage(tuple(features) if isinstance(features, (list, tuple)) else (features,), size)
+
+    @torch.inference_mode()
+    def segment(
+        self,
+        encoded: EncodedImage,
+        *,
+        points: Sequence[np.ndarray] | np.ndarray | None = None,
+        labels: Sequence[np.ndarray] | np.ndarray | None = None,
+        boxes: np.ndarray | None = None,
+        masks: Sequence[np.ndarray] | np.ndarray | None = None,
+        multimask: bool = True,
+    ) -> Candidates:
+        """Masks of N objects on one encoded image; entry i of each argument belongs to object i.
+
+        points: (P, 2) xy in pixels for each object, P may differ; labels: (P,) of 1 (on it) and 0 (off it). boxes:
+        (N, 4) xyxy. masks: coarse masks, bool (H, W) of the image, or float logits (h, w) of an earlier answer.
+        multimask: three candidates a prompt, for ambiguous ones; else one. Raises UsageError for a bad prompt.
+        """
+        prompts = image_prompts(encoded.size, points, labels, boxes, masks)
+        logits: list[Tensor | None] = [None] * len(prompts)
+        scores: list[Tensor | None] = [None] * len(prompts)
+        for rows in grouped(prompts, self.prompts_at_once):
+            out_logits, out_scores = self._decode(encoded, [prompts[i] for i in rows], multimask)
+            for i, row_logits, row_scores in zip(rows, out_logits, out_scores):
+                logits[i], scores[i] = row_logits, row_scores
+        done = [x for x in logits if x is not None], [x for x in scores if x is not None]
+        if not prompts:
+            side, k = self.geometry.image_size // 4, 3 if multimask else 1
+            return Candidates(torch.zeros(0, k, side, side), torch.zeros(0, k), encoded.size, self.geometry)
+        return Candidates(torch.stack(done[0]), torch.stack(done[1]), encoded.size, self.geometry)
+
+    def segment_text(
+        self, rgb: np.ndarray, prompts: list[str], detector: TextDetector, encoded: EncodedImage | None = None
+    ) -> TextSegments:
+        """Text by way of a detector's boxes: SAM takes none. encoded: the image, when it is encoded already.
+
+        No box found gives no masks (and encodes nothing). Raises UsageError for an empty prompt list.
+        """
+        if not prompts or not any(p.strip() for p in prompts):
+            raise UsageError("the text prompt is empty: name what to look for, such as ['person', 'bicycle']")
+        found = detector.detect([rgb], [prompts])[0]
+        boxes = np.asarray(found.boxes, np.float32).reshape(-1, 4)
+        usable = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+        boxes, scores, index = boxes[usable], np.asarray(found.scores)[usable], np.asarray(found.prompt_index)[usable]
+        if len(boxes) == 0:
+            empty = np.zeros((0, *rgb.shape[:2]), bool)
+            return TextSegments(empty, np.zeros(0, np.float32), boxes, scores, index)
+        masks, mask_scores = self.segment(encoded or self.encode(rgb), boxes=boxes, multimask=False).best()
+        return TextSegments(masks, mask_scores, boxes, scores, index)
+
+    def _decode(self, encoded: EncodedImage, prompts: list[ImagePrompt], multimask: bool) -> tuple[Tensor, Tensor]:
+        """(N, K, h, w) logits and (N, K) scores of prompts of one shape."""
+        scale = self.geometry.scale(encoded.size)
+        inputs: dict[str, Tensor] = {}
+        if len(prompts[0].labels):
+            inputs["input_points"] = self._tensor(np.stack([p.points * scale for p in prompts]), torch.float32)[None]
+            inputs["input_labels"] = self._tensor(np.stack([p.labels for p in prompts]), torch.int32)[None]
+        boxes = [p.box for p in prompts if p.box is not None]
+        if boxes:
+            scaled = np.stack(boxes).reshape(-1, 2, 2) * scale
+            inputs["input_boxes"] = self._tensor(scaled.reshape(-1, 4), torch.float32)[None]
+        features: Any = encoded.features
+        coarse = [p.mask for p in prompts if p.mask is not None]
+        if coarse:
+            # A mask is added to the image, so that each prompt needs an image of its own: prompts become the batch.
+            inputs = {name: value.transpose(0, 1) for name, value in inputs.items()}
+            inputs["input_masks"] = self._coarse(np.stack(coarse))
+            features = tuple(f.expand(len(prompts), -1, -1, -1) for f in features)
+        out = self.model(
+            image_embeddings=features[0] if len(features) == 1 else list(features), multimask_output=multimask, **inputs
+        )
+        logits, scores = out.pred_masks.float(), out.iou_scores.float()
+        return (logits[:, 0], scores[:, 0]) if coarse else (logits[0], scores[0])
+
+    def _coarse(self, masks_NHW: np.ndarray) -> Tensor:
+        side = self.geometry.image_size // 4
+        masks = torch.from_numpy(masks_NHW).to(self.device)[:, None]
+        if masks.dtype != torch.bool and tuple(masks.shape[-2:]) != (side, side):
+            raise UsageError(f"mask logits have shape {tuple(masks.shape[-2:])}: give {side} x {side}, as answers have")
+        return masks.float() if masks.dtype != torch.bool else self.geometry.mask_prompt(masks, side)
+
+    def _tensor(self, array: np.ndarray, dtype: torch.dtype) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array)).to(self.device, dtype)
+
+
+def load_segmenter(spec: str, *, device: str = "auto", prompts_at_once: int = 64) -> Segmenter:
+    """`sam:facebook/sam-vit-base`, `sam2:facebook/sam2.1-hiera-tiny`, a hub id, or a folder (image or video checkpoint).
+
+    Raises UsageError for a checkpoint of another architecture, WeightsUnavailable when the weights are not to be had.
+    """
+    from transformers import Sam2Model, SamModel
+
+    from vfm_ops.runtime import resolve_device
+    from vfm_ops.segment.checkpoint import find_checkpoint, load_model, preprocessing
+    from vfm_ops.track.network import IMAGENET_MEAN, IMAGENET_STD
+
+    folder, config = find_checkpoint(spec, ("sam", "sam2", "sam2_video"), "segmenting images")
+    first = config["model_type"] == "sam"
+    model = load_model(SamModel if first else Sam2Model, folder)
+    settings = preprocessing(folder)
+    geometry = Geometry(
+        int(model.config.prompt_encoder_config.image_size),
+        first,
+        tuple(settings.get("image_mean", IMAGENET_MEAN)),
+        tuple(settings.get("image_std", IMAGENET_STD)),
+    )
+    return Segmenter(model, geometry, resolve_device(device), prompts_at_once)

@@ -1,0 +1,58 @@
+"""Masks as the tables hold them (COCO RLE), their boxes and overlaps. Numpy and pycocotools only."""
+
+from __future__ import annotations
+
+from typing import TypedDict
+
+import numpy as np
+from pycocotools import mask as coco
+
+
+class Rle(TypedDict):
+    """COCO run lengths, compressed. size: [height, width]. counts: pycocotools' text."""
+
+    size: list[int]
+    counts: str
+
+
+def encode_rle(mask_HW: np.ndarray) -> Rle:
+    """bool (H, W) -> COCO RLE."""
+    rle = coco.encode(np.asfortranarray(mask_HW, np.uint8))
+    return {"size": [int(n) for n in rle["size"]], "counts": rle["counts"].decode("ascii")}
+
+
+def decode_rle(rle: Rle) -> np.ndarray:
+    """COCO RLE -> bool (H, W)."""
+    return coco.decode({"size": rle["size"], "counts": rle["counts"].encode("ascii")}).astype(bool)
+
+
+def rle_area(rle: Rle) -> int:
+    """Pixels of a mask."""
+    return int(coco.area({"size": rle["size"], "counts": rle["counts"].encode("ascii")}))
+
+
+def mask_box(mask_HW: np.ndarray) -> np.ndarray:
+    """xyxy of the pixels set, float32 (4,), right and bottom edges outside; zeros for an empty mask."""
+    rows, columns = np.flatnonzero(mask_HW.any(1)), np.flatnonzero(mask_HW.any(0))
+    if len(rows) == 0:
+        return np.zeros(4, np.float32)
+    return np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], np.float32)
+
+
+def rle_iou(a: list[Rle], b: list[Rle]) -> np.ndarray:
+    """float64 (len(a), len(b)): intersection over union of masks, straight from the run lengths."""
+    if not a or not b:
+        return np.zeros((len(a), len(b)))
+    left, right = ([{"size": r["size"], "counts": r["counts"].encode("ascii")} for r in rles] for rles in (a, b))
+    return np.asarray(coco.iou(left, right, [0] * len(b))).reshape(len(a), len(b))
+
+
+def box_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """float64 (N, M): intersection over union of xyxy boxes (N, 4) and (M, 4); 0 for a box without area."""
+    a, b = np.asarray(a, np.float64).reshape(-1, 4), np.asarray(b, np.float64).reshape(-1, 4)
+    low = np.maximum(a[:, None, :2], b[None, :, :2])
+    high = np.minimum(a[:, None, 2:], b[None, :, 2:])
+    inter = np.clip(high - low, 0, None).prod(-1)
+    area_a, area_b = ((x[:, 2:] - x[:, :2]).clip(0).prod(-1) for x in (a, b))
+    union = area_a[:, None] + area_b[None] - inter
+    return np.divide(inter, union, out=np.zeros_like(inter), where=union > 0)
