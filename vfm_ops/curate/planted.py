@@ -32,7 +32,7 @@ _TWINS = (
     "aero3",
     "ela_modified",
 )
-_TWINS += (
+_MORE_TWINS = (
     "motorcycle_right",
     "cheetah1",
     "box.png",
@@ -55,7 +55,7 @@ def photographs() -> list[Path]:
             folders.append(Path(next(iter(spec.submodule_search_locations))) / inner)
     files = [f for folder in folders if folder.is_dir() for f in sorted(folder.iterdir())]
     kinds = (".jpg", ".jpeg", ".png")
-    return [f for f in files if f.suffix.lower() in kinds and not any(twin in f.name for twin in _TWINS)]
+    return [f for f in files if f.suffix.lower() in kinds and not any(twin in f.name for twin in _TWINS + _MORE_TWINS)]
 
 
 def real_images(count: int, seed: int = 0) -> list[np.ndarray]:
@@ -108,7 +108,7 @@ def resize(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 def jpeg30(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """JPEG at quality 30."""
     _, data = cv2.imencode(".jpg", image[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 30])
-    return cv2.imdecode(data, cv2.IMREAD_COLOR_RGB)
+    return np.asarray(cv2.imdecode(data, cv2.IMREAD_COLOR_RGB))
 
 
 def brightness(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:

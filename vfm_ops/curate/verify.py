@@ -90,7 +90,7 @@ def _score_under(warp: np.ndarray, a: np.ndarray, b: np.ndarray) -> float:
 def _local_agreement(a: np.ndarray, b: np.ndarray, inside: np.ndarray) -> float:
     """Agreement of aligned pictures: in structure (median over textured cells) and in tone (most of all cells), whichever is
     worse; -1 where less than a sixth of the cells can tell."""
-    a_CP, b_CP, whole_C = _cells(a), _cells(b), _cells(inside).all(axis=1)
+    a_CP, b_CP, whole_C = _cells(a), _cells(b), np.asarray(_cells(inside).all(axis=1))
     flat_a, flat_b = a_CP - a_CP.mean(axis=1, keepdims=True), b_CP - b_CP.mean(axis=1, keepdims=True)
     norm_a, norm_b = np.linalg.norm(flat_a, axis=1), np.linalg.norm(flat_b, axis=1)
     # A cell that is flat in both pictures says nothing; one that is flat in one of them says no.

@@ -3,7 +3,8 @@
 Frames of all videos are matched by hash or embedding. Each match of frame (video a, time s) with (video b, time t) votes
 for the offset t - s (a Hough transform with slope 1); along each well-voted offset the matches are joined to runs.
 Frames match by content and vote by time, so frame rates may differ and frames may be missing. Slow scenes match at
-many offsets: closer matches weigh more, and what a frame can give is shared among all that it matches.
+many offsets: closer matches weigh more, and what a frame can give is shared among all that it matches. A run found
+so grows while frames at its offset still match at twice the distance: in fast motion the two samplings see less alike.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vfm_ops.curate.hashing import hash_pairs
+from vfm_ops.curate.hashing import hamming, hash_pairs
+from vfm_ops.curate.kernels import normalised
 from vfm_ops.curate.neighbours import NeighbourOptions, near_duplicate_pairs
 from vfm_ops.errors import UsageError
 
@@ -60,7 +62,7 @@ class CopyOptions:
     radius: int = 8
     cosine: float = 0.92
     tolerance_s: float = 0.25
-    max_gap_s: float = 1.0
+    max_gap_s: float = 2.0
     min_duration_s: float = 1.0
     min_matches: int = 4
     min_score: float = 0.5
@@ -161,7 +163,7 @@ def _runs(
         if _run_evidence(matches, run, weight_M) >= options.min_evidence:
             segment = _segment(a, b, video_a, video_b, matches, run, options)
         if segment is None:
-            free_M &= ~near_M
+            free_M[run if len(run) else near_M] = False
             continue
         segments.append(segment)
         # Whatever else these stretches match, by standing still for instance, is explained by this run.
@@ -211,16 +213,56 @@ def _longest_run(matches: _Matches, index: np.ndarray, options: CopyOptions) -> 
 def _segment(
     a: int, b: int, video_a: VideoFrames, video_b: VideoFrames, matches: _Matches, run: np.ndarray, options: CopyOptions
 ) -> CopySegment | None:
-    """The run as a segment, or None where it is too short, too thin or too still."""
-    s, t = matches.s[run], matches.t[run]
-    frames = min(len(np.unique(matches.frame_a[run])), len(np.unique(matches.frame_b[run])))
-    if frames < options.min_matches or s.max() - s.min() < options.min_duration_s:
+    """The run, grown at both ends, as a segment; None where it is too short or too thin."""
+    offset = float(np.median(matches.t[run] - matches.s[run]))
+    s, t, alike = _along_offset(video_a, video_b, offset, options)
+    inside = alike & (s >= matches.s[run].min() - 1e-6) & (s <= matches.s[run].max() + 1e-6)
+    if not inside.any():
         return None
-    present_a = int(((video_a.pts_s >= s.min()) & (video_a.pts_s <= s.max())).sum())
-    present_b = int(((video_b.pts_s >= t.min()) & (video_b.pts_s <= t.max())).sum())
-    score = frames / min(present_a, present_b)
-    if score < options.min_score:
+    good = np.flatnonzero(alike)
+    part = np.concatenate([[0], np.cumsum(np.diff(s[good]) > options.max_gap_s)])
+    grown = good[np.isin(part, part[np.isin(good, np.flatnonzero(inside))])]
+    low, high = grown[0], grown[-1]
+    count, score = len(grown), len(grown) / (high - low + 1)
+    if count < options.min_matches or s[high] - s[low] < options.min_duration_s or score < options.min_score:
         return None
-    return CopySegment(
-        a, b, float(s.min()), float(s.max()), float(t.min()), float(t.max()), frames, float(min(score, 1.0))
+    return CopySegment(a, b, float(s[low]), float(s[high]), float(t[low]), float(t[high]), count, float(score))
+
+
+def _along_offset(
+    video_a: VideoFrames, video_b: VideoFrames, offset: float, options: CopyOptions
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Frames of the coarser video each with the other's nearest in time at this offset: times in a, in b, alike or not.
+
+    Alike at twice the distance that matches; the three are in order of time.
+    """
+    s_F, t_F = np.asarray(video_a.pts_s, np.float64), np.asarray(video_b.pts_s, np.float64) - offset
+    coarse_a = _spacing(s_F) >= _spacing(t_F)
+    few_F, many_F = (s_F, t_F) if coarse_a else (t_F, s_F)
+    right = np.clip(np.searchsorted(many_F, few_F), 1, max(1, len(many_F) - 1))
+    nearest = np.where(
+        few_F - many_F[right - 1] <= many_F[np.minimum(right, len(many_F) - 1)] - few_F, right - 1, right
     )
+    nearest = np.minimum(nearest, len(many_F) - 1)
+    reach = max(options.tolerance_s, 0.75 * _spacing(many_F))
+    few = np.flatnonzero(np.abs(many_F[nearest] - few_F) <= reach)
+    frame_a, frame_b = (few, nearest[few]) if coarse_a else (nearest[few], few)
+    return s_F[frame_a], t_F[frame_b] + offset, _alike(video_a, frame_a, video_b, frame_b, options)
+
+
+def _spacing(pts_F: np.ndarray) -> float:
+    return float(np.median(np.diff(pts_F))) if len(pts_F) > 1 else 0.0
+
+
+def _alike(
+    video_a: VideoFrames, frame_a: np.ndarray, video_b: VideoFrames, frame_b: np.ndarray, options: CopyOptions
+) -> np.ndarray:
+    if video_a.hashes is not None and video_b.hashes is not None:
+        a, b = np.asarray(video_a.hashes)[frame_a], np.asarray(video_b.hashes)[frame_b]
+        first = a if a.ndim == 1 else a[:, 0]
+        distance = hamming(first, b) if b.ndim == 1 else hamming(first[:, None], b).min(axis=1)
+        return distance <= 2 * options.radius
+    if video_a.embeddings is None or video_b.embeddings is None:
+        return np.zeros(len(frame_a), bool)
+    x_FD, y_FD = normalised(video_a.embeddings[frame_a]), normalised(video_b.embeddings[frame_b])
+    return np.einsum("fd,fd->f", x_FD, y_FD) >= 1.0 - 2.0 * (1.0 - options.cosine)

@@ -33,14 +33,13 @@ def sampled(path: Path, fps: float = 4.0) -> VideoFrames:
 def transcode(source: Path, target: Path, codec: str, width: int, rate: int, keep_every: int = 1) -> Path:
     """The clip in another container, codec, size and frame rate; keep_every=2 drops every second frame."""
     with av.open(str(source)) as reader, av.open(str(target), "w") as writer:
+        picture = reader.streams.video[0]
+        height = int(picture.height * width / picture.width) // 2 * 2
         stream = writer.add_stream(codec, rate=rate)
-        frames = reader.decode(video=0)
-        height = None
-        for index, frame in enumerate(frames):
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        for index, frame in enumerate(reader.decode(picture)):
             if index % keep_every:
                 continue
-            height = height or int(frame.height * width / frame.width) // 2 * 2
-            stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
             small = frame.reformat(width, height, "yuv420p")
             small.pts, small.time_base = index, Fraction(1, rate)
             for packet in stream.encode(small):
