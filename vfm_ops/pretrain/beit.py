@@ -10,6 +10,7 @@ from vfm_ops.errors import UsageError
 from vfm_ops.pretrain.augment import CropPlan, ViewPlan
 from vfm_ops.pretrain.backbones import masked_tokens, patch_size, require_vit
 from vfm_ops.pretrain.losses.beit import beit_loss
+from vfm_ops.pretrain.losses.precision import widen
 from vfm_ops.pretrain.masking import MaskPlan
 from vfm_ops.pretrain.objective import Batch, Objective, ObjectiveConfig, TrainDefaults
 from vfm_ops.pretrain.vq import PatchVQ
@@ -80,6 +81,6 @@ class BEiT(Objective):
     def loss(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
         if "images" in features:
             return self.tokenizer(features["images"])
-        logits_MV = self.classifier(features["patches"]).float()
+        logits_MV = widen(self.classifier(features["patches"]))
         accuracy = (logits_MV.argmax(-1) == features["token"]).float().mean()
         return {"loss": beit_loss(logits_MV, features["token"]), "token_accuracy": accuracy.detach()}

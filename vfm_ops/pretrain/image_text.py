@@ -10,6 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from vfm_ops.pretrain.augment import CropPlan, ViewPlan
+from vfm_ops.pretrain.losses.precision import widen
 from vfm_ops.pretrain.objective import Batch, Objective, ObjectiveConfig
 from vfm_ops.pretrain.text import build_text_tower, load_text_tower, text_features
 
@@ -56,11 +57,11 @@ class ImageText(Objective):
 
     def encode_image(self, images: Tensor) -> Tensor:
         """Normalised pixels (B, C, H, W) -> unit vectors (B, dim)."""
-        return F.normalize(self.projection(self.backbone(images)).float(), dim=-1)
+        return F.normalize(widen(self.projection(self.backbone(images))), dim=-1)
 
     def encode_text(self, token_BT: Tensor) -> Tensor:
         """Ids (B, T) -> unit vectors (B, dim)."""
-        return F.normalize(text_features(self.text, token_BT).float(), dim=-1)
+        return F.normalize(widen(text_features(self.text, token_BT)), dim=-1)
 
     def encode(self, batch: Batch) -> dict[str, Tensor]:
         return {"image": self.encode_image(self.normalise(batch["image"])), "text": self.encode_text(batch["tokens"])}

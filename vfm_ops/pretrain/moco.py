@@ -15,6 +15,7 @@ from vfm_ops.pretrain.ema import ema_update, momentum_copy
 from vfm_ops.pretrain.heads import projector
 from vfm_ops.pretrain.losses.collective import all_gather_detached
 from vfm_ops.pretrain.losses.moco import moco_queue_loss, moco_v3_loss
+from vfm_ops.pretrain.losses.precision import widen
 from vfm_ops.pretrain.objective import Batch, Objective, ObjectiveConfig, TrainDefaults
 from vfm_ops.pretrain.schedules import Cosine
 
@@ -100,9 +101,9 @@ class MoCo(Objective):
 
     def loss(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
         # A batch norm per view, as the two views went through the network one after the other in the paper.
-        query = [self.predictor(self.projector(q)).float() for q in features["query"].unbind(1)]
+        query = [widen(self.predictor(self.projector(q))) for q in features["query"].unbind(1)]
         with torch.no_grad():
-            key = [self.key_projector(k).float() for k in features["key"].unbind(1)]
+            key = [widen(self.key_projector(k)) for k in features["key"].unbind(1)]
         if self.config.version == "v3":
             t = self.config.temperature
             return {"loss": moco_v3_loss(query[0], key[1], t) + moco_v3_loss(query[1], key[0], t)}

@@ -8,6 +8,7 @@ from torch import Tensor
 from vfm_ops.pretrain.augment import CropPlan, ViewPlan
 from vfm_ops.pretrain.heads import projector
 from vfm_ops.pretrain.losses.nt_xent import nt_xent
+from vfm_ops.pretrain.losses.precision import widen
 from vfm_ops.pretrain.objective import Batch, Objective, ObjectiveConfig, TrainDefaults
 
 
@@ -59,5 +60,5 @@ class SimCLR(Objective):
 
     def loss(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
         both_B2D = features["features"]
-        first_BD, second_BD = self.projector(both_B2D.flatten(0, 1)).unflatten(0, both_B2D.shape[:2]).float().unbind(1)
+        first_BD, second_BD = widen(self.projector(both_B2D.flatten(0, 1))).unflatten(0, both_B2D.shape[:2]).unbind(1)
         return {"loss": nt_xent(first_BD, second_BD, self.config.temperature)}

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from vfm_ops.errors import UsageError
 from vfm_ops.pretrain.augment import CropPlan, ViewPlan
+from vfm_ops.pretrain.losses.precision import widen
 from vfm_ops.pretrain.losses.soft_target import soft_cross_entropy
 from vfm_ops.pretrain.objective import Batch, Objective, ObjectiveConfig, TrainDefaults
 
@@ -58,7 +59,7 @@ class Supervised(Objective):
 
     def loss(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
         logits_BC = self.classifier(features["features"])
-        loss = soft_cross_entropy(logits_BC.float(), features["target"], self.config.smoothing)
+        loss = soft_cross_entropy(widen(logits_BC), features["target"], self.config.smoothing)
         accuracy = (logits_BC.argmax(1) == features["target"].argmax(1)).float().mean()
         return {"loss": loss, "accuracy": accuracy.detach()}
 

@@ -17,6 +17,8 @@ Tokenize = Callable[[str, int], np.ndarray]
 def train_tokenizer(captions: Iterable[str], vocabulary: int = 8192) -> Any:
     """A lower-case byte-pair tokenizer learnt from the captions (ids: pad 0, unknown 1, begin 2, end 3).
 
+    Merges of equal frequency come in another order at each call: save the tokenizer with the run and load it to resume.
+
     Raises UsageError when there is no caption with a word in it.
     """
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from vfm_ops.pretrain.losses.collective import all_gather_detached, all_reduce_detached
 from vfm_ops.pretrain.losses.mae import patchify
+from vfm_ops.pretrain.losses.precision import widen
 
 
 class PatchVQ(nn.Module):
@@ -36,7 +37,7 @@ class PatchVQ(nn.Module):
 
     def codes(self, images: Tensor) -> Tensor:
         """Unit vectors before quantisation, (B, L, D), patches in row order."""
-        return F.normalize(self.encoder(images).flatten(2).transpose(1, 2).float(), dim=-1)
+        return F.normalize(widen(self.encoder(images)).flatten(2).transpose(1, 2), dim=-1)
 
     @torch.no_grad()
     def tokenize(self, images: Tensor) -> Tensor:
@@ -49,7 +50,7 @@ class PatchVQ(nn.Module):
         token_BL = (code_BLD.detach() @ self.codebook_VD.T).argmax(-1)
         entry_BLD = self.codebook_VD[token_BL]
         through_BLD = code_BLD + (entry_BLD - code_BLD).detach()  # straight-through estimator
-        reconstruction = F.mse_loss(self.decoder(through_BLD).float(), patchify(images, self.patch).float())
+        reconstruction = F.mse_loss(widen(self.decoder(through_BLD)), widen(patchify(images, self.patch)))
         loss = reconstruction + self.commitment * F.mse_loss(code_BLD, entry_BLD)
         if self.training:
             self._move_codebook(code_BLD.detach().flatten(0, 1), token_BL.flatten())

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vfm_ops.pretrain.losses.collective import all_reduce_detached
+from vfm_ops.pretrain.losses.precision import widen
 
 
 def dino_loss(
@@ -25,11 +26,6 @@ def dino_loss(
         return per_pair_TS.mean()
     different_TS = ~torch.eye(*per_pair_TS.shape, dtype=torch.bool, device=per_pair_TS.device)
     return per_pair_TS[different_TS].mean()
-
-
-def widen(x: Tensor) -> Tensor:
-    """At least float32: half-precision logits over a temperature of 0.04 overflow or lose the ranking."""
-    return x if x.dtype == torch.float64 else x.float()
 
 
 class Centre(nn.Module):

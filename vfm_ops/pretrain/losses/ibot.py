@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from vfm_ops.pretrain.losses.dino import widen
+from vfm_ops.pretrain.losses.precision import widen
 
 
 def ibot_loss(

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vfm_ops.pretrain.losses.collective import all_gather_with_grad, rank
-from vfm_ops.pretrain.losses.dino import widen
+from vfm_ops.pretrain.losses.precision import widen
 
 
 def koleo_loss(x_BD: Tensor, eps: float = 1e-8) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from vfm_ops.pretrain.losses.collective import all_reduce_detached
-from vfm_ops.pretrain.losses.dino import widen
+from vfm_ops.pretrain.losses.precision import widen
 
 
 @torch.no_grad()
