@@ -19,10 +19,10 @@ import pyarrow.fs as pafs
 from pipelines.lake.schema import FORMAT_VERSION, SCHEMAS
 from vfm_ops.errors import UsageError, VfmError
 
-with warnings.catch_warnings():  # Lance warns about fork at import; nothing here forks
-    warnings.simplefilter("ignore")
-    import lance
-    from lance.fragment import FragmentMetadata
+# Lance warns about fork at import; nothing here forks.
+warnings.filterwarnings("ignore", message="lance is not fork-safe")
+import lance  # noqa: E402
+from lance.fragment import FragmentMetadata  # noqa: E402
 
 MARKER = "lake.json"
 

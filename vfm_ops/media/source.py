@@ -8,12 +8,17 @@ from __future__ import annotations
 
 import io
 import os
+import re
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, BinaryIO, cast
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote_to_bytes, urlsplit
 
 from vfm_ops.errors import MediaError
+
+
+# What pyarrow.fs takes after a '?'; in any other URL it is a letter of the key.
+_STORE_OPTIONS = re.compile(r"\?(region|scheme|endpoint_override|access_key|secret_key)=")
 
 
 @dataclass(frozen=True)
@@ -53,7 +58,11 @@ class MediaSource:
         if "://" not in self.uri:
             return self.uri
         parts = urlsplit(self.uri)
-        return unquote(parts.path) if parts.scheme == "file" and parts.netloc in ("", "localhost") else None
+        return (
+            os.fsdecode(unquote_to_bytes(self.uri.removeprefix("file://").removeprefix("localhost")))
+            if parts.scheme == "file" and parts.netloc in ("", "localhost")
+            else None
+        )
 
     def size(self) -> int:
         """Encoded size in bytes. Raises MediaError('missing' | 'unreadable')."""
@@ -193,9 +202,10 @@ def _filesystem(uri: str) -> tuple[Any, str]:
     import pyarrow.fs
 
     try:
-        if "?" in uri or uri.startswith("file:"):
+        if uri.startswith("file:") or _STORE_OPTIONS.search(uri):
             return pyarrow.fs.FileSystem.from_uri(uri)
-        parts = urlsplit(uri)
-        return _store(f"{parts.scheme}://{parts.netloc}"), parts.netloc + parts.path
+        # Not urlsplit: '#' and '?' are ordinary letters of an object's key.
+        scheme, _, inner = uri.partition("://")
+        return _store(f"{scheme}://{inner.partition('/')[0]}"), inner
     except pa.ArrowInvalid as error:
         raise MediaError("unreadable", f"{uri} is no URL that can be opened: {error}.") from error
