@@ -32,7 +32,7 @@ def image_duplicates(
     vectors_ND: np.ndarray,
     *,
     candidate_cosine: float = 0.6,
-    per_item: int = 12,
+    per_item: int = 8,
     score: float = COPY_SCORE,
     options: NeighbourOptions | None = None,
 ) -> Pairs:

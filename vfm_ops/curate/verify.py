@@ -32,11 +32,10 @@ def same_picture_score(a: np.ndarray, b: np.ndarray) -> float:
     a, b: as from `small_gray`. Symmetric up to interpolation. Returns -1 where no alignment is found.
     """
     best = -1.0
-    for flipped in (b, np.ascontiguousarray(b[:, ::-1])):
-        for start in _ranked_starts(a, flipped)[:3]:
-            best = max(best, _aligned_score(a, flipped, start))
-            if best >= COPY_SCORE:
-                return best
+    for moving, start in _ranked_starts(a, b)[:3]:
+        best = max(best, _aligned_score(a, moving, start))
+        if best >= COPY_SCORE:
+            break
     return best
 
 
@@ -47,19 +46,21 @@ def _start(scale: float, x: float, y: float) -> np.ndarray:
 
 
 _STARTS = [_start(1.0, 0, 0)] + [_start(s, x, y) for s in (0.8, 1.25) for x in (-0.7, 0, 0.7) for y in (-0.7, 0, 0.7)]
+_INSIDE = [cv2.warpAffine(np.ones((SIDE, SIDE), np.float32), warp, (SIDE, SIDE), flags=_INVERSE) for warp in _STARTS]
+_INSIDE_QUARTER = [inside[::2, ::2].ravel() > 0.999 for inside in _INSIDE]
 
 
-def _ranked_starts(a: np.ndarray, b: np.ndarray) -> list[np.ndarray]:
-    """Starting places, the best correlated first."""
-
-    def correlation(warp: np.ndarray) -> float:
-        inside = cv2.warpAffine(np.ones_like(b), warp, (SIDE, SIDE), flags=_INVERSE)[::2, ::2].ravel() > 0.999
-        moved = cv2.warpAffine(b, warp, (SIDE, SIDE), flags=_INVERSE)[::2, ::2].ravel()[inside]
-        fixed = a[::2, ::2].ravel()[inside]
-        fixed, moved = fixed - fixed.mean(), moved - moved.mean()
-        return float(fixed @ moved / max(float(np.linalg.norm(fixed) * np.linalg.norm(moved)), 1e-6))
-
-    return sorted(_STARTS, key=correlation, reverse=True)
+def _ranked_starts(a: np.ndarray, b: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+    """(b or its mirror image, where to start), the best correlated first."""
+    fixed_P = np.ascontiguousarray(a[::2, ::2]).ravel()
+    ranked = []
+    for moving in (b, np.ascontiguousarray(b[:, ::-1])):
+        for start, inside in zip(_STARTS, _INSIDE_QUARTER, strict=True):
+            shown = cv2.warpAffine(moving, start, (SIDE, SIDE), flags=_INVERSE)[::2, ::2].ravel()[inside]
+            fixed, shown = fixed_P[inside] - fixed_P[inside].mean(), shown - shown.mean()
+            correlation = float(fixed @ shown) / max(float(np.linalg.norm(fixed) * np.linalg.norm(shown)), 1e-6)
+            ranked.append((correlation, moving, start))
+    return [(moving, start) for _, moving, start in sorted(ranked, key=lambda entry: -entry[0])]
 
 
 def _aligned_score(a: np.ndarray, b: np.ndarray, start: np.ndarray) -> float:
@@ -74,7 +75,11 @@ def _aligned_score(a: np.ndarray, b: np.ndarray, start: np.ndarray) -> float:
         except cv2.error:
             # ECC gives up on pictures that don't correlate: no alignment, no copy.
             break
-        best = max(best, _score_under(warp, a, b))
+        score = _score_under(warp, a, b)
+        best = max(best, score)
+        if score > -1.0:
+            # Proportions are kept: a stiffer alignment has nothing to mend.
+            break
     return best
 
 
