@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlparse
 
+from vfm_ops.embed.checkpoint import hub_reachable
 from vfm_ops.errors import UsageError, WeightsUnavailable
 
 PROBE_TIMEOUT_S = 3.0
@@ -69,24 +68,14 @@ def fetch_from_hub(family: str, name: str) -> str:
     except HFValidationError as error:
         raise UsageError(f"{family}:{name} is neither a folder nor a hub id such as owner/model") from error
     except LocalEntryNotFoundError as error:
-        if os.environ.get("HF_HUB_OFFLINE", "0").lower() in ("1", "true", "yes", "on") or not hub_answers():
+        if os.environ.get("HF_HUB_OFFLINE", "0").lower() in ("1", "true", "yes", "on") or not hub_reachable(
+            PROBE_TIMEOUT_S
+        ):
             raise WeightsUnavailable(help_text) from error
     try:
         return snapshot_download(name, allow_patterns=_FILES, etag_timeout=PROBE_TIMEOUT_S)
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise WeightsUnavailable(f"{help_text} ({str(error).splitlines()[0]})") from error
-
-
-def hub_answers() -> bool:
-    """Whether the hub, or the proxy on the way to it, accepts a connection within a few seconds."""
-    proxy = os.environ.get("HTTPS_PROXY") or os.environ.get("https_proxy")
-    url = urlparse(proxy or os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
-    try:
-        port = url.port or (443 if url.scheme == "https" else 80)
-        with socket.create_connection((url.hostname or "", port), timeout=PROBE_TIMEOUT_S):
-            return True
-    except (OSError, ValueError):
-        return False
 
 
 def load_pretrained(model_class: Any, folder: Path, family: str) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vfm_ops.errors import UsageError
+from vfm_ops.models import DETECT_FAMILIES as FAMILIES
 
 if TYPE_CHECKING:
     from vfm_ops.detect.base import Detector
@@ -15,7 +16,6 @@ FAMILY_OF_MODEL_TYPE = {
     "owlv2": "owlv2",
     "omdet-turbo": "omdet-turbo",
 }
-FAMILIES = ("grounding-dino", "omdet-turbo", "owlv2", "owlvit", "yolo-world")
 
 
 def load_detector(spec: str, *, device: str = "auto", precision: str = "auto", batch_size: int = 8) -> Detector:

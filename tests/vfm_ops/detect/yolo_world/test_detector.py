@@ -11,6 +11,7 @@ from tests.vfm_ops.detect import tiny
 from tests.vfm_ops.detect.yolo_world.conftest import text_model
 from vfm_ops.detect import load_detector
 from vfm_ops.detect.yolo_world.detector import YoloWorld, canvas_shape, letterbox
+from vfm_ops.detect.yolo_world.text import load_tokenizer
 from vfm_ops.errors import UsageError, WeightsUnavailable
 
 PROMPTS = ["person", "red car", "dog"]
@@ -156,3 +157,18 @@ def test_a_file_that_is_no_weights_is_refused(tmp_path):
     (tmp_path / "second.pth").write_bytes(b"")
     with pytest.raises(UsageError, match="2 weights files"):
         load_detector(f"yolo-world:{tmp_path}")
+
+
+@pytest.fixture
+def open_clip():
+    return pytest.importorskip("open_clip", reason="needs open_clip_torch: pip install 'vfm-pipelines[openclip]'")
+
+
+def test_without_a_tokenizer_beside_the_weights_open_clip_gives_clips_token_ids(open_clip, tmp_path, monkeypatch):
+    """'a photo of a cat' in CLIP's published vocabulary, between its start and end tokens."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    tokenize = load_tokenizer(tmp_path, 77)
+    assert tokenize(["a photo of a cat"])[0, :7].tolist() == [49406, 320, 1125, 539, 320, 2368, 49407]
+    with pytest.raises(UsageError, match="tokens"):
+        tokenize(["red car " * 60])
