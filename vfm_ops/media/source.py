@@ -16,7 +16,6 @@ from urllib.parse import unquote_to_bytes, urlsplit
 
 from vfm_ops.errors import MediaError
 
-
 # What pyarrow.fs takes after a '?'; in any other URL it is a letter of the key.
 _STORE_OPTIONS = re.compile(r"\?(region|scheme|endpoint_override|access_key|secret_key)=")
 
@@ -58,11 +57,10 @@ class MediaSource:
         if "://" not in self.uri:
             return self.uri
         parts = urlsplit(self.uri)
-        return (
-            os.fsdecode(unquote_to_bytes(self.uri.removeprefix("file://").removeprefix("localhost")))
-            if parts.scheme == "file" and parts.netloc in ("", "localhost")
-            else None
-        )
+        if parts.scheme != "file" or parts.netloc not in ("", "localhost"):
+            return None
+        # Names need not be Unicode: bytes come back as they were. Not parts.path: '#' and '?' are letters of a name.
+        return os.fsdecode(unquote_to_bytes(self.uri.removeprefix("file://").removeprefix("localhost")))
 
     def size(self) -> int:
         """Encoded size in bytes. Raises MediaError('missing' | 'unreadable')."""
