@@ -11,14 +11,15 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
-import threading
 import warnings
 import xml.etree.ElementTree as ElementTree
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -131,13 +132,15 @@ def tile(array: np.ndarray, batch: int) -> np.ndarray:
 
 
 class OpenVinoModule(CompiledModule):
-    """A compiled IR and its queue of infer requests. Safe to call from several threads."""
+    """A compiled IR and its pool of infer requests. Safe to call from several threads.
+
+    There are no completion callbacks: they would run Python in OpenVINO's threads, and such a thread that meets a
+    finishing interpreter aborts the process. The caller collects the oldest request instead, which keeps the order too.
+    """
 
     runtime = "openvino"
 
     def __init__(self, path: Path, request: Request, precision: str) -> None:
-        import openvino
-
         threads = request.threads or cpu_count()
         streams = request.streams or min(threads, 32)
         settings = {
@@ -148,9 +151,8 @@ class OpenVinoModule(CompiledModule):
             "ENABLE_CPU_PINNING": False,
         }
         self._compiled = core().compile_model(str(path), "CPU", settings)
-        self._queue = openvino.AsyncInferQueue(self._compiled, REQUESTS_PER_STREAM * streams)
-        self._queue.set_callback(_collect)
-        self._submitting = threading.Lock()
+        self._idle: SimpleQueue[Any] = SimpleQueue()
+        self._depth = REQUESTS_PER_STREAM * streams
         self.precision = precision
         self.batch = int(self._compiled.inputs[0].shape[0])
         self._outputs = [(tuple(o.shape)[1:], o.element_type.to_dtype()) for o in self._compiled.outputs]
@@ -158,56 +160,65 @@ class OpenVinoModule(CompiledModule):
     def map(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         """See CompiledModule.map. At most REQUESTS_PER_STREAM x streams static batches are in flight."""
         pending: deque[_Pending] = deque()
-        for batch in batches:
-            pending.append(self._submit(batch if isinstance(batch, tuple) else (batch,)))
-            while pending and pending[0].done.is_set():
+        flying: deque[_Part] = deque()
+        try:
+            for batch in batches:
+                inputs = batch if isinstance(batch, tuple) else (batch,)
+                pending.append(_Pending(len(inputs[0]), -(-len(inputs[0]) // self.batch), self._outputs))
+                for start in range(0, len(inputs[0]), self.batch):
+                    while len(flying) >= self._depth:
+                        self._collect(flying.popleft())
+                    flying.append(self._start(inputs, start, pending[-1]))
+                while flying and flying[0].request.wait_for(0):
+                    self._collect(flying.popleft())
+                while pending and pending[0].left == 0:
+                    yield pending.popleft().result()
+            while pending:
+                while pending[0].left:
+                    self._collect(flying.popleft())
                 yield pending.popleft().result()
-        while pending:
-            self._wait(pending[0])
-            yield pending.popleft().result()
+        finally:
+            for part in flying:  # the consumer stopped early: its memory must outlive the requests that read it
+                part.request.wait()
+                self._idle.put(part.request)
 
-    def _submit(self, inputs: tuple[np.ndarray, ...]) -> _Pending:
-        size = len(inputs[0])
-        pending = _Pending(size, -(-size // self.batch), self._outputs)
-        for start in range(0, size, self.batch):
-            count = min(self.batch, size - start)
-            part = tuple(a[start : start + count] for a in inputs)
-            if count < self.batch or not all(a.flags.c_contiguous for a in part):
-                part = tuple(tile(a, self.batch) for a in part)
-            pending.alive.append(part)  # the queue reads the caller's memory: no copy
-            with self._submitting:
-                self._queue.start_async(dict(enumerate(part)), (pending, start, count), share_inputs=True)
-        return pending
+    def _start(self, inputs: tuple[np.ndarray, ...], start: int, pending: _Pending) -> _Part:
+        arrays = tuple(a[start : start + self.batch] for a in inputs)
+        count = len(arrays[0])
+        if count < self.batch or not all(a.flags.c_contiguous for a in arrays):
+            arrays = tuple(tile(a, self.batch) for a in arrays)
+        try:
+            request = self._idle.get_nowait()
+        except Empty:
+            request = self._compiled.create_infer_request()
+        request.start_async(dict(enumerate(arrays)), share_inputs=True)  # reads the caller's memory: no copy
+        return _Part(request, arrays, pending, start, count)
 
-    def _wait(self, pending: _Pending) -> None:
-        while not pending.done.wait(1.0):
-            if self._queue.is_ready() and not pending.done.is_set():
-                self._queue.wait_all()  # raises what a failed request left behind
+    def _collect(self, part: _Part) -> None:
+        part.request.wait()  # raises what went wrong inside
+        for index, out in enumerate(part.pending.outputs):
+            out[part.start : part.start + part.count] = part.request.get_output_tensor(index).data[: part.count]
+        part.pending.left -= 1
+        self._idle.put(part.request)
 
 
 class _Pending:
-    """One batch under way: its outputs, filled part by part."""
+    """One batch under way: its outputs, filled part by part, and how many parts are still missing."""
 
     def __init__(self, size: int, parts: int, outputs: list[tuple[tuple[int, ...], np.dtype]]) -> None:
         self.outputs = tuple(np.empty((size, *shape), dtype) for shape, dtype in outputs)
-        self.alive: list[tuple[np.ndarray, ...]] = []
         self.left = parts
-        self.lock = threading.Lock()
-        self.done = threading.Event()
-        if parts == 0:
-            self.done.set()
 
     def result(self) -> Batch:
-        self.alive.clear()
         return self.outputs if len(self.outputs) > 1 else self.outputs[0]
 
 
-def _collect(request: Any, where: tuple[_Pending, int, int]) -> None:
-    """Called by OpenVINO's thread when a static batch is ready."""
-    pending, start, count = where
-    for index, out in enumerate(pending.outputs):
-        out[start : start + count] = request.get_output_tensor(index).data[:count]
-    with pending.lock:
-        pending.left -= 1
-        if pending.left == 0:
-            pending.done.set()
+@dataclass(frozen=True)
+class _Part:
+    """One static batch in flight; `arrays` keeps alive the memory that the request reads."""
+
+    request: Any
+    arrays: tuple[np.ndarray, ...]
+    pending: _Pending
+    start: int
+    count: int

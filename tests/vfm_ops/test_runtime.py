@@ -103,6 +103,19 @@ def test_threads_may_share_one_callable(frames, expected):
     np.testing.assert_allclose(np.concatenate([results[i] for i in range(11)]), expected[0], atol=1e-5)
 
 
+def test_streams_left_half_read_or_interleaved_disturb_nobody(frames, expected):
+    compiled = compile_module(
+        Small().eval(), frames, device="cpu", runtime="openvino", precision="exact", static_batch=1
+    )
+    abandoned = compiled.map(frames[i : i + 2] for i in range(10))
+    next(abandoned)
+    one, two = (compiled.map(frames[i : i + 1] for i in range(11)) for _ in range(2))
+    pairs = [(a[0], b[0]) for a, b in zip(one, two, strict=True)]
+    abandoned.close()
+    for got in zip(*pairs, strict=True):
+        np.testing.assert_allclose(np.concatenate(got), expected[0], atol=1e-5)
+
+
 class Cancelling(nn.Module):
     """Its output is the small difference of large numbers: bfloat16's eight bits can't hold it."""
 

@@ -134,13 +134,14 @@ def test_shards_are_files_beside_their_index(tmp_path):
     assert {p.parent for p in read_folder(tmp_path).weights} == {tmp_path}
 
 
+CROP = {"crop_size": {"height": 224, "width": 224}, "do_center_crop": True}
 PROCESSORS = {
-    "clip": ({"size": {"shortest_edge": 224}, "crop_size": {"height": 224, "width": 224}, "do_center_crop": True}, "crop", 1.0),
-    "dinov2": ({"size": {"shortest_edge": 256}, "crop_size": {"height": 224, "width": 224}, "do_center_crop": True}, "crop", 0.875),
+    "clip": ({"size": {"shortest_edge": 224}, **CROP}, "crop", 1.0),
+    "dinov2": ({"size": {"shortest_edge": 256}, **CROP}, "crop", 0.875),
     "siglip": ({"size": {"height": 224, "width": 224}}, "squash", 1.0),
     "resnet": ({"size": {"shortest_edge": 224}, "crop_pct": 0.875}, "crop", 0.875),
     "vit": ({"size": 224, "do_resize": True}, "squash", 1.0),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", PROCESSORS)
