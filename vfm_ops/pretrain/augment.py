@@ -90,7 +90,7 @@ def make_views(
     for mask in plan.masks:
         out[mask.name] = mask.draw(rng)
     if plan.label:
-        out["label"] = np.int64(sample["label"])
+        out["label"] = np.asarray(sample["label"], np.int64)
     if plan.tokens:
         if tokenize is None:
             raise UsageError("captions are wanted but there is no tokenizer: name a tokenizer directory or train one")

@@ -84,7 +84,7 @@ def _flat(images: np.ndarray) -> Tensor:
 
 
 def _evaluate(bank_ND: Tensor, test_MD: Tensor, train: Samples, test: Samples) -> dict[str, float]:
-    label_N, label_M = torch.tensor(train.labels[: len(bank_ND)]), torch.tensor(test.labels)
+    label_N, label_M = torch.tensor(train.labels)[: len(bank_ND)], torch.tensor(test.labels)
     return {
         "knn": knn_accuracy(bank_ND, label_N, test_MD, label_M, k=20),
         "knn_1000": knn_accuracy(bank_ND[:FEW], label_N[:FEW], test_MD, label_M, k=5),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -57,9 +59,9 @@ class DINO(Objective):
         self.centre = Centre(config.prototypes, config.centre_momentum)
 
     @classmethod
-    def view_plan(cls, config: DINOConfig) -> ViewPlan:
+    def view_plan(cls, config: Any) -> ViewPlan:
         j = config.jitter
-        shared = {"flip_p": config.flip, "jitter": (j, j, j / 2, j / 4), "gray_p": config.gray}
+        shared: dict[str, Any] = {"flip_p": config.flip, "jitter": (j, j, j / 2, j / 4), "gray_p": config.gray}
         crops = [
             CropPlan(
                 "global",

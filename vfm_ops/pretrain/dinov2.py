@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -63,7 +63,7 @@ class DINOv2(DINO):
         self.patch_centre = Centre(config.prototypes, config.centre_momentum)
 
     @classmethod
-    def view_plan(cls, config: DINOv2Config) -> ViewPlan:
+    def view_plan(cls, config: Any) -> ViewPlan:
         side = config.image_size // config.patch
         mask = MaskPlan(
             "mask", (side, side), "ibot", min_block=config.min_block, ratio_range=config.mask_ratio,

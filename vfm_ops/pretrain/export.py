@@ -120,7 +120,7 @@ def _empty_transformers_model(objective: Objective, backbone: nn.Module) -> Any:
     if objective.name in ("clip", "siglip"):
         return _empty_image_text_model(objective, backbone, settings)
     if objective.name == "mae":
-        c = objective.config
+        c: Any = objective.config
         decoder = {
             "decoder_hidden_size": c.decoder_dim, "decoder_num_hidden_layers": c.decoder_depth,
             "decoder_num_attention_heads": c.decoder_heads, "decoder_intermediate_size": 4 * c.decoder_dim,
@@ -140,7 +140,7 @@ def _empty_transformers_model(objective: Objective, backbone: nn.Module) -> Any:
         return tf.BeitModel(tf.BeitConfig(**settings, **extra))
     if objective.name == "dinov2" or hasattr(backbone.blocks[0].ls1, "gamma"):
         inner = settings.pop("intermediate_size")
-        return tf.Dinov2Model(tf.Dinov2Config(**settings, mlp_ratio=inner / settings["hidden_size"]))
+        return tf.Dinov2Model(tf.Dinov2Config(**settings, mlp_ratio=inner // settings["hidden_size"]))
     return tf.ViTModel(tf.ViTConfig(**settings), add_pooling_layer=False)
 
 

@@ -131,6 +131,10 @@ def from_timm(
         if name not in timm_state:
             raise UsageError(f"this backbone has no {name}, which transformers' {key} needs: export it as timm instead")
         value = timm_state[name] if third is None else timm_state[name].chunk(3)[third]
+        if value.numel() != shape.numel():
+            raise UsageError(
+                f"{name} is {tuple(value.shape)}, transformers' {key} wants {tuple(shape)}: export it as timm"
+            )
         out[key] = value.reshape(shape).contiguous()
     return out
 

@@ -62,18 +62,11 @@ def _load_timm(directory: Path, config: dict[str, Any]) -> nn.Module:
 
 def _load_transformers(directory: Path) -> nn.Module:
     import timm
-    from transformers import AutoConfig, AutoModel, CLIPVisionModel, SiglipVisionModel
 
-    config = AutoConfig.from_pretrained(str(directory), local_files_only=True)
-    if config.model_type in ("clip", "clip_vision_model"):
-        model: Any = CLIPVisionModel.from_pretrained(str(directory), local_files_only=True)
-    elif config.model_type in ("siglip", "siglip_vision_model"):
-        model = SiglipVisionModel.from_pretrained(str(directory), local_files_only=True)
-    else:
-        timm_arguments(config)  # an unknown family is refused before its weights are read
-        model = AutoModel.from_pretrained(str(directory), local_files_only=True)
+    model = _vision_model(directory)
     name, args = timm_arguments(model.config)
     backbone = timm.create_model(name, **args)
+    # Not strict: index tables are computed, not learnt. `to_timm` has refused a checkpoint that lacks anything else.
     backbone.load_state_dict(
         to_timm(model.state_dict(), _shapes(backbone), model.config.model_type == "beit"), strict=False
     )
@@ -83,6 +76,19 @@ def _load_transformers(directory: Path) -> nn.Module:
     return backbone
 
 
+def _vision_model(directory: Path) -> Any:
+    """The image tower of a transformers directory, as transformers' own class."""
+    from transformers import AutoConfig, AutoModel, CLIPModel, CLIPVisionModel, SiglipModel, SiglipVisionModel
+
+    config = AutoConfig.from_pretrained(str(directory), local_files_only=True)
+    pairs = {"clip": CLIPModel, "siglip": SiglipModel}
+    if config.model_type in pairs:
+        return pairs[config.model_type].from_pretrained(str(directory), local_files_only=True).vision_model
+    timm_arguments(config)  # an unknown family is refused before its weights are read
+    towers = {"clip_vision_model": CLIPVisionModel, "siglip_vision_model": SiglipVisionModel}
+    return towers.get(config.model_type, AutoModel).from_pretrained(str(directory), local_files_only=True)
+
+
 def _shapes(module: nn.Module) -> dict[str, Any]:
     """Shapes of all tensors that a checkpoint must bring: index tables are computed, not learnt."""
     return {k: v.shape for k, v in module.state_dict().items() if not k.endswith("relative_position_index")}
@@ -90,11 +96,12 @@ def _shapes(module: nn.Module) -> dict[str, Any]:
 
 def load_projection(directory: str | Path) -> Tensor | None:
     """CLIP's image projection (dim, width) of a transformers directory, None where it has none (SigLIP, timm)."""
-    from transformers import AutoConfig, CLIPVisionModelWithProjection
+    from transformers import AutoConfig, CLIPModel
 
     if "architecture" in read_config(directory):
         return None
     if AutoConfig.from_pretrained(str(directory), local_files_only=True).model_type != "clip":
         return None
-    model = CLIPVisionModelWithProjection.from_pretrained(str(directory), local_files_only=True)
+    # The whole model: the towers' own configs may disagree with it about the projection's width.
+    model = CLIPModel.from_pretrained(str(directory), local_files_only=True)
     return model.visual_projection.weight.detach().clone()

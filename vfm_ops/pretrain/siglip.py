@@ -50,7 +50,7 @@ class SigLIP(ImageText):
     def __init__(self, config: SigLIPConfig) -> None:
         super().__init__(config)
         self.config: SigLIPConfig = config
-        if hasattr(self.backbone, "attn_pool") and self.width == config.dim:
+        if getattr(self.backbone, "attn_pool", None) is not None and self.width == config.dim:
             self.projection = nn.Identity()  # as published: the pooled width is the shared space
         self.logit_scale = nn.Parameter(torch.tensor(math.log(config.scale)))
         self.logit_bias = nn.Parameter(torch.tensor(-10.0 if config.bias is None else config.bias))

@@ -62,6 +62,7 @@ class Stepper:
         self.optimizer = self._build_optimizer()
         self.alarm = CollapseAlarm(getattr(objective.config, "prototypes", 0))
         self.step_index = 0
+        self.collapse_message: str | None = None  # the alarm's latest sentence
 
     def _build_optimizer(self) -> torch.optim.Optimizer:
         groups = self.objective.param_groups(self.config.layer_decay, self.config.patch_embed_lr_scale)
@@ -120,8 +121,8 @@ class Stepper:
         message = self.alarm.observe(logs)
         if message is None:
             return
-        logs["collapse"] = 1.0
-        self.objective.collapse_message = message
+        logs["collapse"] = 1.0  # logs are numbers; the sentence is in collapse_message
+        self.collapse_message = message
         if self.config.on_collapse == "stop":
             raise CollapseStop(
                 f"{self.objective.name} at step {self.step_index}: {message}; lower base_lr or check its centring"

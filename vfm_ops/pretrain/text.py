@@ -95,12 +95,27 @@ def build_text_tower(
 
 def load_text_tower(family: str, directory: str | Path) -> Any:
     """The text tower of a local transformers CLIP or SigLIP directory; the network is never asked."""
-    from transformers import CLIPTextModelWithProjection, SiglipTextModel
+    from transformers import AutoConfig, CLIPModel, CLIPTextModelWithProjection, SiglipModel, SiglipTextModel
 
     if not (Path(directory) / "config.json").is_file():
         raise WeightsUnavailable(f"no text model in {directory}: a transformers directory with config.json is wanted")
-    cls = CLIPTextModelWithProjection if family == "clip" else SiglipTextModel
-    return cls.from_pretrained(str(directory), local_files_only=True)
+    kind = AutoConfig.from_pretrained(str(directory), local_files_only=True).model_type
+    if kind not in (family, f"{family}_text_model"):
+        raise UsageError(f"{directory} holds a {kind} model, which has no {family} text tower")
+    if kind == "siglip":
+        return SiglipModel.from_pretrained(str(directory), local_files_only=True).text_model
+    if kind == "siglip_text_model":
+        return SiglipTextModel.from_pretrained(str(directory), local_files_only=True)
+    if kind == "clip_text_model":
+        return CLIPTextModelWithProjection.from_pretrained(str(directory), local_files_only=True)
+    # Through the whole model: its projection's width, not the tower's config's, is the checkpoint's.
+    whole = CLIPModel.from_pretrained(str(directory), local_files_only=True)
+    config = whole.config.text_config
+    config.projection_dim = whole.config.projection_dim
+    tower = CLIPTextModelWithProjection(config)
+    tower.text_model.load_state_dict(whole.text_model.state_dict())
+    tower.text_projection.load_state_dict(whole.text_projection.state_dict())
+    return tower
 
 
 def text_features(tower: Any, token_BT: Any) -> Any:

@@ -6,6 +6,7 @@ import json
 import weakref
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -13,7 +14,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from tests.vfm_ops.pretrain.losses.cases import CASES, GATHERS, GLOBAL_BATCH, global_batch, value_and_gradients
+from tests.vfm_ops.pretrain.tiny import build, samples, training
+from vfm_ops.pretrain.fit import make_batch
 from vfm_ops.pretrain.losses import collective, siglip
+from vfm_ops.pretrain.step import Stepper
 
 
 class PeakMemory(TorchDispatchMode):
@@ -53,10 +57,34 @@ def _siglip_logit_elements(exchange: str, batch: int = 32, width: int = 2) -> in
     return memory.peak
 
 
+STEPPED = {"simclr": {}, "moco": {"version": "v3"}, "clip": {}, "siglip": {}, "dinov2": {}, "dino": {}}
+
+
+def _stepped(name: str, share: slice) -> dict[str, Tensor]:
+    """State of a whole objective, in float64, after two steps on this share of each global batch."""
+    objective = build(name, **STEPPED[name]).double()
+    config = training(name, optimizer="sgd", base_lr=0.1, clip_grad=1.0, warmup_epochs=0)
+    stepper, plan = Stepper(objective, config, 24), objective.view_plan(objective.config)
+    for step in range(2):
+        batch = make_batch(plan, samples(), step, config, byte_tokens)
+        stepper.step({key: value[share] for key, value in batch.items()})
+    return {key: value.clone() for key, value in objective.state_dict().items() if value.is_floating_point()}
+
+
+def byte_tokens(text: str, length: int) -> np.ndarray:
+    """The same ids in every process, which a trained tokenizer does not promise."""
+    return np.array([2, *[4 + ord(c) % 60 for c in text.ljust(length)[-length + 2 :]], 3], np.int64)
+
+
+def _worst(got: dict[str, Tensor], want: dict[str, Tensor]) -> float:
+    return max(float((got[key] - want[key]).abs().max() / want[key].abs().max().clamp(min=1e-3)) for key in want)
+
+
 def measure(rank: int, world: int, folder: str) -> None:
     """Entry point of one process; rank 0 writes errors-W.json: {case: {parameter: relative error}}, and the planted ones."""
     torch.set_num_threads(1)
     want = {case: value_and_gradients(case, global_batch()) for case in CASES}
+    alone = {name: _stepped(name, slice(None)) for name in STEPPED} if world > 1 else {}
     init = (Path(folder) / f"rendezvous-{world}").as_uri()
     dist.init_process_group("gloo", init_method=init, rank=rank, world_size=world)
     share = GLOBAL_BATCH // world
@@ -68,6 +96,8 @@ def measure(rank: int, world: int, folder: str) -> None:
         module.all_gather_with_grad = faithful
     for exchange in ("ring", "gather"):
         report["logits"][exchange] = _siglip_logit_elements(exchange)
+    mine = slice(rank * share, (rank + 1) * share)
+    report["stepped"] = {name: _worst(_stepped(name, mine), alone[name]) for name in alone}
     if rank == 0:
         (Path(folder) / f"errors-{world}.json").write_text(json.dumps(report))
     dist.destroy_process_group()

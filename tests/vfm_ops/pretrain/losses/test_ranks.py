@@ -8,7 +8,7 @@ import pytest
 import torch.multiprocessing as mp
 
 from tests.vfm_ops.pretrain.losses.cases import CASES, GATHERS
-from tests.vfm_ops.pretrain.losses.ranks import measure
+from tests.vfm_ops.pretrain.losses.ranks import STEPPED, measure
 
 WORLDS = (1, 2, 4)
 
@@ -42,3 +42,10 @@ def test_ring_logits_do_not_grow_with_the_world(reports):
     assert ring[1] == ring[2] == ring[4] > 0
     gathered = {world: reports[world]["logits"]["gather"] for world in WORLDS}
     assert gathered[4] >= 2 * gathered[1] > 2 * ring[1], "the measure must see memory that does grow"
+
+
+@pytest.mark.parametrize("world", [2, 4])
+@pytest.mark.parametrize("name", STEPPED)
+def test_objectives_end_with_the_same_weights_on_any_number_of_ranks(reports, name, world):
+    """Two whole steps: batch norms, clipping, momentum networks, centres and averaged gradients included."""
+    assert reports[world]["stepped"][name] < 1e-6
