@@ -35,9 +35,10 @@ def find_checkpoint(spec: str, accepted: tuple[str, ...], task: str) -> tuple[Pa
     return found.folder, found.config
 
 
-def load_model(model_class: Any, folder: Path) -> Any:
+def load_model(model_class: Any, folder: Path, config: Any = None) -> Any:
     """A transformers model in eval mode and float32, all of it from the checkpoint: nothing is left at random.
 
+    config: where the model is to be built by another configuration than its config.json.
     Raises WeightsUnavailable when the files can't be read, UsageError when they lack some of the model's weights.
     """
     import torch
@@ -45,7 +46,7 @@ def load_model(model_class: Any, folder: Path) -> Any:
 
     try:
         model, info = model_class.from_pretrained(
-            folder, output_loading_info=True, local_files_only=True, dtype=torch.float32
+            folder, config=config, output_loading_info=True, local_files_only=True, dtype=torch.float32
         )
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         raise WeightsUnavailable(f"{folder} can't be loaded: {str(error).splitlines()[0]}") from error

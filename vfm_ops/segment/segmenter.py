@@ -191,7 +191,7 @@ def load_segmenter(spec: str, *, device: str = "auto", prompts_at_once: int = 64
 
     Raises UsageError for a checkpoint of another architecture, WeightsUnavailable when the weights are not to be had.
     """
-    from transformers import Sam2Model, SamModel
+    from transformers import Sam2Config, Sam2Model, SamModel
 
     from vfm_ops.runtime import resolve_device
     from vfm_ops.segment.checkpoint import find_checkpoint, load_model, preprocessing
@@ -199,7 +199,10 @@ def load_segmenter(spec: str, *, device: str = "auto", prompts_at_once: int = 64
 
     folder, config = find_checkpoint(spec, ("sam", "sam2", "sam2_video"), "segmenting images")
     first = config["model_type"] == "sam"
-    model = load_model(SamModel if first else Sam2Model, folder)
+    parts = ("vision_config", "prompt_encoder_config", "mask_decoder_config")
+    # A video checkpoint has an image model's parts and more; only those parts are built.
+    own = Sam2Config(**{k: config[k] for k in parts}) if config["model_type"] == "sam2_video" else None
+    model = load_model(SamModel if first else Sam2Model, folder, own)
     settings = preprocessing(folder)
     geometry = Geometry(
         int(model.config.prompt_encoder_config.image_size),
