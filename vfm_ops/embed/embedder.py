@@ -80,8 +80,8 @@ def load_embedder(
 
     spec: `family:name-or-path` with a family of clip, siglip, openclip, timm, dinov2, vit-mae, beit, resnet, vit.
     patch_tokens: also compute patch tokens. batch_size: static batch on a card (a CPU's is the runtime's own).
-    preprocess: `exact` is the model's own Pillow filter; `fast` OpenCV's area filter with the same crop (least cosine
-    between the two over real photographs with EfficientNet-Lite0: see tests/vfm_ops/embed).
+    preprocess: `exact` is the model's own Pillow filter; `fast` OpenCV's area filter with the same crop. Between the two,
+        over 15 photographs with EfficientNet-Lite0: median cosine 0.994, least 0.989; vectors of the two are not mixed.
     calibration: uint8 views (B, H, W, 3) on which precision `auto` is judged; by default synthetic frames.
     Raises UsageError (unknown family, no image encoder) and WeightsUnavailable (what to fetch, and where to put it).
     """

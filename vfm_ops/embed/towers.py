@@ -58,6 +58,8 @@ def _load_transformers(checkpoint: Checkpoint) -> nn.Module:
 
     extra = {"mask_ratio": 0.0} if checkpoint.config["model_type"] == "vit_mae" else {}
     logging.disable_progress_bar()
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # its load report is told below, as one sentence
     try:
         model, info = AutoModel.from_pretrained(
             checkpoint.folder, local_files_only=True, dtype=torch.float32, output_loading_info=True, **extra
@@ -65,6 +67,8 @@ def _load_transformers(checkpoint: Checkpoint) -> nn.Module:
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         first = str(error).strip().splitlines()[0]
         raise UsageError(f"transformers can't load {checkpoint.folder}: {first}") from error
+    finally:
+        logging.set_verbosity(verbosity)
     # A ViT's pooler is not read here, and many checkpoints have none; any other missing weight would be left at random.
     missing = sorted(k for k in info["missing_keys"] if not (k.startswith("pooler.") and _pools_itself(checkpoint)))
     if missing:
