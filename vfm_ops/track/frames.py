@@ -87,5 +87,5 @@ class FrameMasks:
         if object_id not in self.object_ids:
             raise UsageError(f"object {object_id} is not tracked on frame {self.frame_index}: {self.object_ids}")
         at = self.object_ids.index(object_id)
-        rows = (t[at : at + 1] for t in (self.logits_Nhw, self.object_logits_N, self.iou_N))
-        return FrameMasks(self.frame_index, [object_id], *rows, self.size).masks()[0]
+        logits, scores, ious = (t[at : at + 1] for t in (self.logits_Nhw, self.object_logits_N, self.iou_N))
+        return FrameMasks(self.frame_index, [object_id], logits, scores, ious, self.size).masks()[0]

@@ -39,6 +39,17 @@ def mask_box(mask_HW: np.ndarray) -> np.ndarray:
     return np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], np.float32)
 
 
+def moved_rle(rle: Rle, x: int, y: int) -> Rle:
+    """A mask moved by x columns to the right and y rows down; what leaves the frame is lost."""
+    mask = decode_rle(rle)
+    height, width = mask.shape
+    out = np.zeros_like(mask)
+    if abs(x) < width and abs(y) < height:
+        part = mask[max(0, -y) : height - max(0, y), max(0, -x) : width - max(0, x)]
+        out[max(0, y) : height + min(0, y), max(0, x) : width + min(0, x)] = part
+    return encode_rle(out)
+
+
 def rle_iou(a: list[Rle], b: list[Rle]) -> np.ndarray:
     """float64 (len(a), len(b)): intersection over union of masks, straight from the run lengths."""
     if not a or not b:

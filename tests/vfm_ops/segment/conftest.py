@@ -8,7 +8,6 @@ import cv2
 import numpy as np
 import pytest
 
-
 SAM_SEED = 9
 
 
