@@ -86,19 +86,36 @@ def search(
     if k < 1:
         raise UsageError(f"-k must be at least 1, not {k}")
     columns = embedding_columns(lake)
+    split = checked_split(lake, where)
+    column, embedder = choose_column(columns, query, model)
+    if query.frame_id is not None:
+        vector = frame_vector(lake, column.name, query.frame_id)
+        split = without_frame(split, query.frame_id)
+    else:
+        vector = embed_query(query, embedder)
+    return SearchResult(column, nearest_hits(lake, column.name, vector, k, split, exact=exact))
+
+
+def checked_split(lake: Lake, where: str | None) -> SplitFilter:
+    """A condition over columns of frames and of assets, split between the tables. UsageError when it fits neither."""
     split = split_filter(where, lake.schema("frames").names, SCHEMAS["assets"].names)
     for table, part in (("frames", split.frames), ("assets", split.assets)):
         if part is not None:
             check_filter(lake, table, part)
-    column, embedder = choose_column(columns, query, model)
-    if query.frame_id is not None:
-        vector = frame_vector(lake, column.name, query.frame_id)
-        other = "frame_id != '" + query.frame_id.replace("'", "''") + "'"
-        split = SplitFilter(f"({split.frames}) AND {other}" if split.frames else other, split.assets)
-    else:
-        vector = embed_query(query, embedder)
-    hits = _nearest(lake, column.name, vector, k, split, exact)
-    return SearchResult(column, _with_assets(lake, hits))
+    return split
+
+
+def without_frame(split: SplitFilter, frame_id: str) -> SplitFilter:
+    """The same condition, for all frames but one: a frame is not its own hit."""
+    other = "frame_id != '" + frame_id.replace("'", "''") + "'"
+    return SplitFilter(f"({split.frames}) AND {other}" if split.frames else other, split.assets)
+
+
+def nearest_hits(
+    lake: Lake, column: str, vector: np.ndarray, k: int, split: SplitFilter, *, exact: bool = False
+) -> pa.Table:
+    """The k frames nearest to a vector under a condition, best first: the columns of `SearchResult.hits`."""
+    return with_assets(lake, _nearest(lake, column, vector, k, split, exact))
 
 
 def embedding_columns(lake: Lake) -> list[Column]:
@@ -150,11 +167,11 @@ def has_text_tower(column: Column) -> bool:
     return bool(describe_embedder(column.spec, **_settings(column)).has_text)
 
 
-def load_same(column: Column) -> Any:
+def load_same(column: Column, device: str = "auto") -> Any:
     """The embedder that made a column. UsageError when the weights under that name are others now."""
     from vfm_ops.embed import load_embedder
 
-    embedder = load_embedder(column.spec, **_settings(column))
+    embedder = load_embedder(column.spec, device=device, **_settings(column))
     if column.digest and embedder.digest != column.digest:
         raise UsageError(
             f"the weights of {column.spec} have digest {embedder.digest[:16]}, but column {column.name} was made with "
@@ -209,8 +226,8 @@ def _filtered_afterwards(find: Callable[[int], pa.Table], k: int, ids: pa.Array)
         count *= 8
 
 
-def _with_assets(lake: Lake, hits: pa.Table) -> pa.Table:
-    """Adds uri, member and media_type; the order stays."""
+def with_assets(lake: Lake, hits: pa.Table) -> pa.Table:
+    """Adds uri, member and media_type to rows that have FRAME_COLUMNS and `score`; the order stays."""
     ids = sorted(set(hits["asset_id"].to_pylist()))
     owners: dict[str, dict[str, Any]] = {}
     if ids:

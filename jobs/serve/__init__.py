@@ -1,0 +1,130 @@
+"""`vfm serve`: endpoints and a page that answer from a lake; on one machine here, on a cluster through serve.yaml."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from typing import Annotated, Any
+
+import typer
+
+from vfm_ops.errors import UsageError
+
+MANY = "may be repeated"
+
+
+def command(
+    lake: Annotated[str, typer.Option(help="Directory or object-store prefix of the lake.")],
+    host: Annotated[str, typer.Option(help="Address to listen on; beyond loopback a token is required.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.", min=1, max=65535)] = 8000,
+    embed: Annotated[list[str] | None, typer.Option(help=f"Embedding model beyond the lake's own; {MANY}.")] = None,
+    detect: Annotated[list[str] | None, typer.Option(help=f"Detector, family:name-or-path; {MANY}.")] = None,
+    segment: Annotated[str | None, typer.Option(help="SAM or SAM 2 checkpoint for clicks on images.")] = None,
+    track: Annotated[str | None, typer.Option(help="SAM 2 video checkpoint for tracking.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda, for all models.")] = "auto",
+    token_env: Annotated[str, typer.Option(help="Environment variable that holds the bearer token.")] = "VFM_TOKEN",
+    read_only: Annotated[bool, typer.Option("--read-only", help="The page may not write selections.")] = False,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="limits.NAME=value; may be repeated.")] = None,
+) -> int:
+    """Answers over HTTP until interrupted: /v1 and a page. Prints the address when it is ready."""
+    from pipelines.lake import Lake
+
+    Lake.open(lake)
+    settings = _settings(lake, embed, detect, segment, track, device, token_env, read_only, set_ or [])
+    check_reach(host, token_env)
+    check_port(host, port)
+    start(settings, host, port)
+    shown = f"[{host}]" if ":" in host else host
+    print(f"serving {lake} on http://{shown}:{port}  (API: /v1/openapi.json; stop with Ctrl-C)", flush=True)
+    try:
+        threading.Event().wait()
+    finally:
+        stop()
+    return 0
+
+
+def start(settings: dict[str, Any], host: str, port: int) -> None:
+    """Starts Ray where none runs, and the application on it; returns when it answers. VfmError when it can't start."""
+    os.environ.setdefault("RAY_SERVE_LOG_TO_STDERR", "0")
+    os.environ.setdefault("RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE", "200")
+    from ray import serve
+    from ray.serve.schema import LoggingConfig
+
+    from jobs.serve.app import build
+    from pipelines.cluster import connect
+    from vfm_ops.errors import VfmError
+
+    application = build(settings)
+    connect()
+    quiet = LoggingConfig(log_level="WARNING", enable_access_log=False)
+    serve.start(http_options={"host": host, "port": port}, logging_config=quiet)
+    try:
+        serve.run(application, name="vfm", route_prefix="/", logging_config=quiet)
+    except RuntimeError as error:
+        stop()
+        raise VfmError(f"the server did not start: {str(error).strip().splitlines()[-1]}") from error
+
+
+def stop() -> None:
+    """Ends the application and the Ray that `start` began."""
+    import ray
+    from ray import serve
+
+    serve.shutdown()
+    ray.shutdown()
+
+
+def check_reach(host: str, token_env: str) -> None:
+    """UsageError for an address beyond loopback without a token."""
+    from jobs.serve.safety import is_loopback
+
+    if not is_loopback(host) and not os.environ.get(token_env):
+        raise UsageError(
+            f"--host {host} is reachable from other machines, which needs a token: export {token_env}=... first, "
+            "or listen on 127.0.0.1"
+        )
+
+
+def check_port(host: str, port: int) -> None:
+    """UsageError when nothing can listen on an address."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as e:
+            reason = "is in use" if e.errno in (48, 98) else f"can't be used: {e.strerror}"
+            raise UsageError(f"port {port} of {host} {reason}; choose another with --port") from e
+
+
+def _settings(
+    lake: str,
+    embed: list[str] | None,
+    detect: list[str] | None,
+    segment: str | None,
+    track: str | None,
+    device: str,
+    token_env: str,
+    read_only: bool,
+    overrides: list[str],
+) -> dict[str, Any]:
+    def model(spec: str) -> dict[str, Any]:
+        return {"spec": spec, "device": device}
+
+    settings: dict[str, Any] = {
+        "lake": lake,
+        "embed": {"extra": tuple(embed or []), "device": device},
+        "detect": tuple(model(spec) for spec in detect or []),
+        "segment": model(segment) if segment else None,
+        "track": model(track) if track else None,
+        "token_env": token_env,
+        "selections": not read_only,
+        "limits": {},
+    }
+    for item in overrides:
+        key, equals, value = item.partition("=")
+        if not equals or not key.startswith("limits."):
+            raise UsageError(f"--set takes limits.NAME=value, such as limits.in_flight=32, not {item!r}")
+        settings["limits"][key.removeprefix("limits.")] = value
+    return settings

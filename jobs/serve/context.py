@@ -1,0 +1,144 @@
+"""What the routes share: settings, the lake, handles to the models, counters; and the few questions that several ask."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from jobs.serve.lake_view import LakeView
+from jobs.serve.metrics import Metrics
+from jobs.serve.problems import Problem
+from jobs.serve.settings import ServeSettings
+from jobs.serve.uploads import Thumbnails
+from pipelines.search import Column, embedding_columns
+from vfm_ops.errors import UsageError
+
+_FRAME_ID = re.compile(r"[A-Za-z0-9_.:-]{1,200}")
+
+
+@dataclass
+class Context:
+    """One gateway. embed: a handle; detect: a handle by spec; segment, track: a handle, or None without such a model."""
+
+    settings: ServeSettings
+    lake: LakeView
+    metrics: Metrics
+    thumbnails: Thumbnails
+    embed: Any
+    detect: dict[str, Any]
+    segment: Any | None
+    track: Any | None
+    _able: dict[str, bool] = field(default_factory=dict)
+
+    # -- models --------------------------------------------------------------------------------------------------------
+
+    def columns(self) -> list[Column]:
+        """Embedding columns of the lake as it is now; none in an empty one."""
+        try:
+            return embedding_columns(self.lake)
+        except UsageError:
+            return []
+
+    def choices(self) -> list[Column]:
+        """All that can embed: the lake's columns, then the models served beyond them."""
+        columns = self.columns()
+        known = {c.spec for c in columns}
+        extra = [
+            Column("", spec, "", "auto", "auto", "fast") for spec in self.settings.embed.extra if spec not in known
+        ]
+        return columns + extra
+
+    def embedding(self, column: Column) -> Any:
+        """The handle that embeds as a column was embedded."""
+        from jobs.serve.models.embedding import column_key
+
+        return self.embed.options(multiplexed_model_id=column_key(column))
+
+    async def pick(self, model: str | None, *, text: bool, stored: bool) -> Column:
+        """The column (or model) that answers. text: it must embed texts. stored: it must be a column of the lake.
+
+        Problem 400 that says which there are, or which have a text tower.
+        """
+        choices = await asyncio.to_thread(self.columns if stored else self.choices)
+        if not choices:
+            raise Problem(409, "no embeddings", "The lake has no embeddings yet: run vfm process or vfm embed on it.")
+        named = [c for c in choices if model in (None, c.spec, c.name)]
+        if not named:
+            raise Problem(400, "", f"No such model; there are {', '.join(c.spec for c in choices)}.")
+        if not text:
+            return named[0]
+        for column in named:
+            if await self.has_text(column):
+                return column
+        able = [c.spec for c in choices if c not in named and await self.has_text(c)]
+        hint = f"name {able[0]}" if able else "none here has one; embed the lake with a clip, siglip or openclip model"
+        raise Problem(400, "no text tower", f"{named[0].spec} can't embed a text: {hint}, or search by image.")
+
+    async def has_text(self, column: Column) -> bool:
+        """Whether a column's model embeds texts; asked of the model once."""
+        if column.spec not in self._able:
+            self._able[column.spec] = (await self.embedding(column).describe.remote())["has_text"]
+        return self._able[column.spec]
+
+    def check_batch(self, count: int) -> None:
+        """Problem 413 for more items than one request may have."""
+        if count > self.settings.limits.batch:
+            raise Problem(
+                413, "", f"{count} items are over the limit of {self.settings.limits.batch} a request: split them."
+            )
+
+    # -- the lake ------------------------------------------------------------------------------------------------------
+
+    def frame_row(self, frame_id: str, columns: list[str]) -> dict[str, Any]:
+        """Columns of one frame. Problem 404 when there is none."""
+        return self.row("frames", "frame_id", frame_id, columns)
+
+    def row(self, table: str, key: str, value: str, columns: list[str]) -> dict[str, Any]:
+        """Columns of the row whose `key` is `value`. Problem 404 when there is none."""
+        if _FRAME_ID.fullmatch(value):
+            rows = self.lake.read(table, columns, filter=f"{key} = '{value}'").to_pylist()
+            if rows:
+                return rows[0]
+        raise Problem(404, "", f"There is no such {table.removesuffix('s')} in the lake.")
+
+    def frame_jpeg(self, frame_id: str) -> bytes:
+        """The stored JPEG of a frame; of a still without one, the source's own bytes. Problem 404; MediaError."""
+        row = self.frame_row(frame_id, ["jpeg", "asset_id", "frame_index"])
+        if row["jpeg"] is not None:
+            return row["jpeg"]
+        source, media_type = self.asset_source(row["asset_id"])
+        if media_type != "image":
+            raise Problem(404, "", "This frame's picture was not stored: process the lake with frames.jpeg on.")
+        return source.read(self.settings.limits.body_bytes)
+
+    def asset_source(self, asset_id: str) -> tuple[Any, str | None]:
+        """Where an asset's bytes lie (MediaSource), and its media type. Problem 404."""
+        from pipelines.search import ASSET_COLUMNS
+        from pipelines.sources import RowReader, media_source
+
+        row = self.row("assets", "asset_id", asset_id, ASSET_COLUMNS)
+        return media_source(row, RowReader()), row["media_type"]
+
+    async def image_bytes(self, image: bytes | None, frame_id: str | None) -> bytes:
+        """The upload, or the stored picture of a frame."""
+        if image is not None:
+            return image
+        return await asyncio.to_thread(self.frame_jpeg, frame_id or "")
+
+    async def query_vector(self, column: Column, body: Any) -> np.ndarray:
+        """Unit vector of a text, an image, a box of either, or a frame's stored vector."""
+        from pipelines.lake.query import frame_vector
+
+        model = self.embedding(column)
+        if body.text is not None:
+            return (await model.embed_texts.remote([body.text]))[0]
+        if body.frame_id is not None and body.box is None:
+            await asyncio.to_thread(self.frame_row, body.frame_id, ["frame_id"])
+            return await asyncio.to_thread(frame_vector, self.lake, column.name, body.frame_id)
+        image = await self.image_bytes(body.image, body.frame_id)
+        boxes = None if body.box is None else [body.box]
+        return (await model.embed_images.remote([image], boxes))[0]

@@ -1,0 +1,111 @@
+"""Embedding replicas: several models each, requests of many clients joined into one pass.
+
+bytes ──sandbox──▶ views ──joined with those of other requests──▶ model ──▶ each request's vectors
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+from ray import serve
+
+from jobs.serve.settings import EmbedChoice, RequestLimits
+from jobs.serve.uploads import Decoder
+from pipelines.search import Column, load_same
+
+MOST_REMEMBERED_TEXTS = 4096
+
+
+def column_key(column: Column) -> str:
+    """A column as text: what Serve routes by, to a replica that holds its model already."""
+    return json.dumps(asdict(column), sort_keys=True)
+
+
+class EmbeddingModel:
+    """One loaded model of a replica; passes over images take whatever requests wait at that moment."""
+
+    def __init__(self, column: Column, device: str, batch: int) -> None:
+        self.embedder = load_same(column, device)
+        self.images.set_max_batch_size(batch)
+        self._texts: dict[str, np.ndarray] = {}
+        self._text_lock = asyncio.Lock()
+
+    @serve.batch(max_batch_size=64, batch_wait_timeout_s=0.0, batch_size_fn=lambda calls: sum(len(c) for c in calls))
+    async def images(self, calls: list[list[np.ndarray]]) -> list[np.ndarray]:
+        """calls: views of each request. Returns float32 (n, D) for each."""
+        return await asyncio.to_thread(self._pass, calls)
+
+    def _pass(self, calls: list[list[np.ndarray]]) -> list[np.ndarray]:
+        views = [view for call in calls for view in call]
+        ragged = self.embedder.view.fit == "naflex"
+        vectors = self.embedder.embed_images(views if ragged else np.stack(views))
+        ends = np.cumsum([len(call) for call in calls])[:-1]
+        return np.split(vectors, ends)
+
+    async def texts(self, texts: list[str]) -> np.ndarray:
+        """float32 (n, D); texts seen before come from memory. UsageError without a text tower."""
+        new = [t for t in dict.fromkeys(texts) if t not in self._texts]
+        if new:
+            async with self._text_lock:
+                made = await asyncio.to_thread(self.embedder.embed_texts, new)
+            if len(self._texts) + len(new) > MOST_REMEMBERED_TEXTS:
+                self._texts.clear()
+            fresh = dict(zip(new, made))
+            vectors = [fresh[t] if t in fresh else self._texts[t] for t in texts]
+            self._texts.update(fresh)
+            return np.stack(vectors)
+        return np.stack([self._texts[t] for t in texts])
+
+
+class Embedding:
+    """The deployment. choice, limits: the server's settings."""
+
+    def __init__(self, choice: dict[str, Any], limits: dict[str, Any]) -> None:
+        self._choice = EmbedChoice(**choice)
+        self._decoder = Decoder(RequestLimits(**limits).media(), self._choice.decoders)
+        # The number of models is a setting, so that the decorator is applied to this replica's own method.
+        self._model = serve.multiplexed(max_num_models_per_replica=self._choice.models_at_once)(_load).__get__(self)
+
+    async def _held(self) -> EmbeddingModel:
+        return await self._model(serve.get_multiplexed_model_id())
+
+    async def embed_images(self, images: list[bytes], boxes: list[tuple[float, ...]] | None = None) -> np.ndarray:
+        """float32 (n, D) of encoded images, or of one box (xyxy, pixels) of each. Raises MediaError."""
+        model = await self._held()
+        view = model.embedder.view
+        if boxes is not None:
+            views = await asyncio.to_thread(self._decoder.crop_views, images, boxes, view)
+        else:
+            views = await asyncio.to_thread(self._decoder.views, images, view)
+        return await model.images(views)
+
+    async def embed_texts(self, texts: list[str]) -> np.ndarray:
+        """float32 (n, D). UsageError when the model has no text tower."""
+        return await (await self._held()).texts(texts)
+
+    async def classify(self, images: list[bytes], prompts: list[list[str]]) -> np.ndarray:
+        """Cosines float32 (n, C) of images and classes; a class is the mean of its prompts' unit vectors (CLIP, sec. 3.1.4)."""
+        model = await self._held()
+        text = await model.texts([p for own in prompts for p in own])
+        ends = np.cumsum([len(own) for own in prompts])[:-1]
+        classes = np.stack([part.mean(0) for part in np.split(text, ends)])
+        classes /= np.maximum(np.linalg.norm(classes, axis=1, keepdims=True), 1e-12)
+        return await self.embed_images(images) @ classes.T
+
+    async def describe(self) -> dict[str, Any]:
+        """What a client is told of a model: spec, dim, has_text, runtime, precision."""
+        e = (await self._held()).embedder
+        return {"model": e.spec, "dim": e.dim, "has_text": e.has_text, "runtime": e.runtime, "precision": e.precision}
+
+    def __del__(self) -> None:
+        if hasattr(self, "_decoder"):
+            self._decoder.close()
+
+
+async def _load(self: Embedding, key: str) -> EmbeddingModel:
+    column = Column(**json.loads(key))
+    return await asyncio.to_thread(EmbeddingModel, column, self._choice.device, self._choice.batch)

@@ -1,0 +1,1 @@
+"""HTTP routes, by what they are about; each module has `routes(context) -> APIRouter`."""

@@ -1,0 +1,140 @@
+"""`detect`, `segment` sessions and `track` sessions."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from typing import Annotated, Any
+
+from fastapi import APIRouter, File, Query, UploadFile
+from starlette.responses import StreamingResponse
+
+from jobs.serve.context import Context
+from jobs.serve.problems import Problem, problem_of
+from jobs.serve.routes.schemas import DetectRequest, SegmentClick, SegmentOpen, TrackOpen, TrackPrompt
+from jobs.serve.sessions import checked_session_id, new_session_id, unknown_session
+
+NDJSON = "application/x-ndjson"
+
+
+def routes(context: Context) -> APIRouter:
+    """All of them; each says so when the server was started without such a model."""
+    api = APIRouter()
+    _detect_routes(api, context)
+    _segment_routes(api, context)
+    _track_routes(api, context)
+    return api
+
+
+def _detect_routes(api: APIRouter, context: Context) -> None:
+    @api.post("/detect", tags=["detect"])
+    async def detect(body: DetectRequest) -> dict[str, Any]:
+        """Boxes of what the prompts name, best first; xyxy in pixels of the image."""
+        spec = body.model or next(iter(context.detect), None)
+        if spec not in context.detect:
+            known = ", ".join(context.detect) or "none: start the server with --detect MODEL"
+            raise Problem(501 if not context.detect else 400, "no such model", f"Detectors here: {known}.")
+        image = await context.image_bytes(body.image, body.frame_id)
+        (found,) = await context.detect[spec].detect.remote([image], body.prompts, body.threshold, body.limit)
+        context.metrics.items.labels("detect").inc()
+        return {"model": spec, **found}
+
+
+def _segment_routes(api: APIRouter, context: Context) -> None:
+    @api.post("/segment/sessions", tags=["segment"], status_code=201)
+    async def open_session(body: SegmentOpen) -> dict[str, Any]:
+        """Encodes an image or a frame, once; clicks are then answered from it until the session expires."""
+        handle = _handle(context.segment, "segment")
+        image = await context.image_bytes(body.image, body.frame_id)
+        session = new_session_id()
+        facts = await handle.options(session_id=session).open.remote(session, image)
+        context.metrics.items.labels("segment").inc()
+        return {"session": session, **facts}
+
+    @api.post("/segment/sessions/{session}", tags=["segment"])
+    async def click(session: str, body: SegmentClick) -> dict[str, Any]:
+        """Masks of the object under points or in a box: candidates, best first; masks are COCO RLE."""
+        handle, session = _handle(context.segment, "segment"), checked_session_id(session)
+        prompt = body.model_dump(include={"points", "labels", "box"})
+        candidates = await handle.options(session_id=session).segment.remote(session, prompt, body.multimask)
+        return {"session": session, "candidates": candidates}
+
+    @api.delete("/segment/sessions/{session}", tags=["segment"], status_code=204)
+    async def close_session(session: str) -> None:
+        """Forgets a session now."""
+        await _close(context.segment, "segment", session)
+
+
+def _track_routes(api: APIRouter, context: Context) -> None:
+    @api.post("/track/sessions", tags=["track"], status_code=201)
+    async def open_session(body: TrackOpen) -> dict[str, Any]:
+        """A session over a video of the lake."""
+        handle = _handle(context.track, "track")
+        source, media_type = context.asset_source(body.asset_id)
+        if media_type != "video":
+            raise Problem(422, "", "This asset is not a video.")
+        return await _open(handle, source.to_tuple())
+
+    @api.post("/track/uploads", tags=["track"], status_code=201)
+    async def upload(file: Annotated[UploadFile, File()]) -> dict[str, Any]:
+        """A session over an uploaded video."""
+        handle = _handle(context.track, "track")
+        return await _open(handle, ("the uploaded video", None, None, await file.read()))
+
+    @api.post("/track/sessions/{session}/prompts", tags=["track"])
+    async def prompt(session: str, body: TrackPrompt) -> dict[str, Any]:
+        """What to follow; on a frame that was tracked already, a correction: tracking goes on from there."""
+        handle, session = _handle(context.track, "track"), checked_session_id(session)
+        given = body.model_dump(include={"points", "labels", "box"})
+        return await handle.options(session_id=session).prompt.remote(session, body.frame_index, body.object_id, given)
+
+    @api.get(
+        "/track/sessions/{session}/stream",
+        tags=["track"],
+        response_class=StreamingResponse,
+        responses={200: {"content": {NDJSON: {}}, "description": "One JSON object a line, one line a frame."}},
+    )
+    async def stream(session: str, frames: int = Query(100_000, ge=1, le=100_000)) -> StreamingResponse:
+        """Masks and boxes of all objects as newline-delimited JSON, frame by frame, while they are tracked.
+
+        A failure on the way is the last line: {"error": problem}.
+        """
+        handle, session = _handle(context.track, "track"), checked_session_id(session)
+        results = handle.options(session_id=session, stream=True).stream.remote(session, frames)
+        # The first result is awaited here, so that a wrong session is a status and not a broken stream.
+        first = await anext(aiter(results), None)
+        return StreamingResponse(_lines(first, results), media_type=NDJSON)
+
+    @api.delete("/track/sessions/{session}", tags=["track"], status_code=204)
+    async def close_session(session: str) -> None:
+        """Forgets a session now."""
+        await _close(context.track, "track", session)
+
+
+async def _lines(first: dict[str, Any] | None, results: Any) -> AsyncIterator[bytes]:
+    try:
+        if first is not None:
+            yield json.dumps(first).encode() + b"\n"
+        async for result in results:
+            yield json.dumps(result).encode() + b"\n"
+    except Exception as error:
+        yield b'{"error": ' + problem_of(error).body() + b"}\n"
+    finally:
+        results.cancel()  # the client may have hung up: tracking stops with it
+
+
+async def _open(handle: Any, source: tuple[Any, ...]) -> dict[str, Any]:
+    session = new_session_id()
+    return {"session": session, **await handle.options(session_id=session).open.remote(session, source)}
+
+
+async def _close(handle: Any | None, task: str, session: str) -> None:
+    session = checked_session_id(session)
+    if not await _handle(handle, task).options(session_id=session).close.remote(session):
+        raise unknown_session()
+
+
+def _handle(handle: Any | None, task: str) -> Any:
+    if handle is None:
+        raise Problem(501, "no such model", f"This server has no model for this: start it with --{task} MODEL.")
+    return handle
