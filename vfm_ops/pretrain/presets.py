@@ -20,36 +20,36 @@ SMALL: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "supervised": (
         {**_PIXELS, "image_size": 56, "backbone": "resnet18", "backbone_args": _RESNET, "classes": 10, "mixup": 0.0,
          "cutmix": 0.0, "smoothing": 0.05, "crop_scale": (0.7, 1.0), "jitter": 0.0},
-        {"base_lr": 2e-3, "lr_scaling": "none", "weight_decay": 0.02, "warmup_epochs": 0.3, "epochs": 2, "batch_size": 256},
+        {"base_lr": 2e-3, "lr_scaling": "none", "weight_decay": 0.02, "warmup_epochs": 0.3, "epochs": 3, "batch_size": 256},
     ),
     "simclr": (
         {**_PIXELS, "image_size": 56, "backbone": "resnet18", "backbone_args": _RESNET, "temperature": 0.2,
          "projection_hidden": 256, "projection_dim": 64, "crop_scale": (0.3, 1.0), "jitter": 0.5, "gray": 0.0, "blur": 0.0},
-        {"optimizer": "adamw", "base_lr": 2e-3, "lr_scaling": "none", "weight_decay": 1e-4, "warmup_epochs": 0.3, "epochs": 2,
+        {"optimizer": "adamw", "base_lr": 2e-3, "lr_scaling": "none", "weight_decay": 1e-4, "warmup_epochs": 0.3, "epochs": 3,
          "batch_size": 256},
     ),
     "moco": (
         {**_PIXELS, "image_size": 56, "backbone": "resnet18", "backbone_args": _RESNET, "version": "v2", "dim": 64,
          "hidden": 256, "queue": 4096, "temperature": 0.1, "momentum": 0.99, "crop_scale": (0.3, 1.0), "jitter": 0.4,
          "gray": 0.0, "blur": (0.0,), "solarize": (0.0,)},
-        {"base_lr": 2e-3, "lr_scaling": "none", "weight_decay": 1e-4, "warmup_epochs": 0.3, "epochs": 2, "batch_size": 256},
+        {"base_lr": 2e-3, "lr_scaling": "none", "weight_decay": 1e-4, "warmup_epochs": 0.3, "epochs": 4, "batch_size": 256},
     ),
     "mae": (
         {**_PIXELS, "backbone": "vit_tiny_patch16_224", "backbone_args": _VIT_MEAN, "patch": 4, "decoder_dim": 64,
          "decoder_depth": 1, "decoder_heads": 2, "crop_scale": (0.5, 1.0)},
-        {"base_lr": 2e-3, "lr_scaling": "none", "warmup_epochs": 0.5, "epochs": 2, "batch_size": 256},
+        {"base_lr": 2e-3, "lr_scaling": "none", "warmup_epochs": 0.5, "epochs": 6, "batch_size": 256},
     ),
     "beit": (
         {**_PIXELS, "backbone": "vit_tiny_patch16_224", "backbone_args": _VIT_MEAN, "patch": 4, "masked": 24, "min_block": 4,
          "vocabulary": 256, "tokenizer_dim": 16, "tokenizer_hidden": 64, "crop_scale": (0.5, 1.0), "jitter": 0.0},
-        {"base_lr": 2e-3, "warmup_epochs": 0.3, "epochs": 2, "batch_size": 256},
+        {"base_lr": 2e-3, "warmup_epochs": 0.3, "epochs": 4, "batch_size": 256},
     ),
     "dino": (
         {**_PIXELS, "backbone": "vit_tiny_patch16_224", "backbone_args": _VIT_COARSE_MEAN, "prototypes": 1024,
         "head_hidden": 256,
          "bottleneck": 64, "momentum": 0.99, "local_crops": 2, "local_size": 14, "local_scale": (0.1, 0.4), "gray": 0.0,
          "blur": (0.0,), "local_blur": 0.0, "solarize": (0.0,), "freeze_last_layer_epochs": 0.2},
-        {"base_lr": 1e-3, "lr_scaling": "none", "warmup_epochs": 0.5, "epochs": 2, "batch_size": 256, "weight_decay_end": 0.1},
+        {"base_lr": 1e-3, "lr_scaling": "none", "warmup_epochs": 0.3, "epochs": 3, "batch_size": 256, "weight_decay_end": 0.1},
     ),
     "dinov2": (
         {**_PIXELS, "backbone": "vit_tiny_patch16_224", "backbone_args": _VIT_COARSE, "patch": 7, "prototypes": 1024,
@@ -58,7 +58,7 @@ SMALL: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
          "blur": (0.0,), "local_blur": 0.0, "solarize": (0.0,), "freeze_last_layer_epochs": 0.2,
          "teacher_temperature_epochs": 1,
          "target": "sinkhorn"},
-        {"base_lr": 1e-3, "lr_scaling": "none", "warmup_epochs": 0.5, "epochs": 2, "batch_size": 256, "weight_decay_end": 0.1,
+        {"base_lr": 1e-3, "lr_scaling": "none", "warmup_epochs": 0.3, "epochs": 3, "batch_size": 256, "weight_decay_end": 0.1,
          "layer_decay": 1.0, "patch_embed_lr_scale": 1.0},
     ),
 }  # fmt: skip
@@ -78,7 +78,7 @@ _PAIR_TRAINING = {
     "lr_scaling": "none",
     "weight_decay": 0.02,
     "warmup_epochs": 0.2,
-    "epochs": 2,
+    "epochs": 3,
     "batch_size": 128,
 }
 SMALL["clip"] = (_PAIR, _PAIR_TRAINING)

@@ -178,7 +178,7 @@ def test_attention_pictures_are_the_shares_that_the_model_itself_uses():
     from vfm_ops.pretrain.pictures import class_attention
 
     backbone = build_backbone("vit_tiny_patch16_224", 16, 3, {**VIT, "reg_tokens": 2}).eval()
-    extract = AttentionExtract(backbone, method="hook", names=["blocks.1.attn.softmax"])
+    extract = AttentionExtract(backbone, method="hook", names=["blocks.1.attn.attn_drop"])
     backbone.blocks[1].attn.fused_attn = False
     shares = next(iter(extract(images()).values()))  # (B, heads, T, T)
     got = class_attention(backbone, images())

@@ -118,3 +118,30 @@ def test_supervised_preset_learns_real_images_within_seconds(fashion_mnist):
     after = linear_probe(extract_features(objective, bank), label, extract_features(objective, few), few_label)
     assert after > before + 0.03
     assert len({i for step in range(46) for _, i in batch_positions(step, 64, 60000, 0)}) == 46 * 64
+
+
+def test_benchmark_rows_hold_every_figure_of_the_table(fashion_mnist, tmp_path):
+    import gzip
+    import struct
+
+    from vfm_ops.pretrain import data
+    from vfm_ops.pretrain.benchmark import bench_pretrain
+
+    for split, prefix, count in (("train", "train", 300), ("test", "t10k", 100)):
+        whole = data.fashion_mnist(fashion_mnist, split)
+        for kind, array in (("images-idx3", whole.images[:count, ..., 0]), ("labels-idx1", whole.labels[:count])):
+            head = b"\0\0\x08" + bytes([array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape)
+            packed = gzip.compress(head + array.astype(np.uint8).tobytes())
+            (tmp_path / f"{prefix}-{kind}-ubyte.gz").write_bytes(packed)
+    reported = []
+    rows = bench_pretrain(("mae", "clip"), tmp_path, minutes=0.01, probe_samples=300, report=reported.append)
+    assert rows == reported
+    assert [row["objective"] for row in rows] == ["mae", "clip"]
+    for row in rows:
+        for key in ("knn", "knn_1000", "probe", "random_probe", "pixel_knn_1000", "pixel_probe"):
+            assert 0.1 < row[key] <= 1, key
+        assert row["images_per_s"] > 0
+        assert 1 <= row["steps"] <= row["of_steps"]
+    assert rows[0]["zero_shot"] is None
+    assert 0 <= rows[1]["zero_shot"] <= 1
+    assert rows[0]["pixel_probe"] > 0.6, "raw pixels of this set are easy to separate"

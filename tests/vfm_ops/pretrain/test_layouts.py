@@ -243,3 +243,14 @@ def test_model_card_tells_lineage_and_figures():
     card = model_card(build("dino"), lineage)
     for fact in ("dino", "balanced-10k", "frames: version 12", "0.1.0", "| knn | 0.8123 |", '"prototypes": 32'):
         assert fact in card
+
+
+def test_embedding_takes_an_exported_directory_as_it_is(tmp_path):
+    from vfm_ops.embed.embedder import load_embedder
+
+    objective = build("simclr").eval()
+    export_timm(objective, tmp_path)
+    images = [np.ascontiguousarray(image[:16, :16]) for image in samples().images[:4]]
+    embedder = load_embedder(f"timm:{tmp_path}", device="cpu", runtime="torch", precision="exact")
+    want = torch.nn.functional.normalize(objective.embed(torch.tensor(np.stack(images))), dim=-1)
+    torch.testing.assert_close(torch.tensor(np.asarray(embedder.embed_images(images))), want, rtol=1e-5, atol=1e-5)
