@@ -36,7 +36,7 @@ class Committer:
         self._committed_at = 0.0
         self._first_result_at: float | None = None
         self._last_result_at = 0.0
-        self._steady_cpu = 0.0
+        self._cpu: dict[str, list[float]] = {}  # CPU seconds of each actor so far, as its results came
         self._steady_frames = 0
 
     def add(self, result: dict[str, Any]) -> None:
@@ -49,15 +49,13 @@ class Committer:
             self._failed[asset_id] += count
             self._messages.setdefault(asset_id, message)
         stats = json.loads(result["stats"])
-        cpu = stats.pop("cpu")
-        now = time.monotonic()
+        self.seconds.update(stats["seconds"])
+        self._cpu.setdefault(stats["actor"], []).append(stats["cpu"])
+        self._last_result_at = time.monotonic()
         if self._first_result_at is None:
-            self._first_result_at = now
+            self._first_result_at = self._last_result_at
         else:
-            self._steady_cpu += cpu
             self._steady_frames += sum(json.loads(result["rows"])["frames"].values())
-        self._last_result_at = now
-        self.seconds.update(stats)
         for outcome in map(json.loads, result["outcomes"]):
             self.add_outcome(outcome)
         if time.monotonic() - self._committed_at >= COMMIT_EVERY_S:
@@ -72,7 +70,8 @@ class Committer:
         """Share of the machine's CPU time that went into decoding and models, after the first result came."""
         if self._first_result_at is None or self._last_result_at - self._first_result_at < 1.0:
             return None
-        return self._steady_cpu / (self.cores * (self._last_result_at - self._first_result_at))
+        busy = sum(max(seconds) - seconds[0] for seconds in self._cpu.values())
+        return busy / (self.cores * (self._last_result_at - self._first_result_at))
 
     @property
     def steady_rate(self) -> float | None:

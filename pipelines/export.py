@@ -15,7 +15,7 @@ from vfm_ops.evaluate.webdataset import write_webdataset
 from vfm_ops.evaluate.youtube_vis import write_youtube_vis
 
 FORMATS = ("coco", "youtube-vis", "mot", "webdataset")
-Row = Mapping[str, Any]
+Row = dict[str, Any]
 
 
 def export(lake: Lake, format: str, out: Path) -> dict[str, int]:
@@ -68,7 +68,7 @@ def tracks_of(lake: Lake, asset_id: str) -> list[Row]:
     return sorted(found, key=lambda r: (r["frame_index"], r["track_id"]))
 
 
-def detections_of(lake: Lake, frame_id: str) -> list[Row]:
+def detections_of(lake: Lake, frame_id: str) -> list[Mapping[str, Any]]:
     """Detections of one frame, best first."""
     found = lake.read("detections", filter=f"frame_id = '{frame_id}'").to_pylist()
     return sorted(found, key=lambda r: -r["score"])

@@ -33,6 +33,7 @@ from pipelines.lake import (
 from pipelines.recipe import Recipe
 from pipelines.stages import Chain, model_fields
 from pipelines.units import cut_units
+from vfm_ops.errors import VfmError
 
 Progress = Callable[[Committer, int], None]
 
@@ -72,6 +73,10 @@ def process(lake: Lake, recipe: Recipe, *, retry: bool = False, progress: Progre
         for largest in (None, 0.0):
             if units := list(_units(lake, recipe, retry, largest)):
                 _run_units(lake, recipe, units, committer, progress)
+            if units and not committer.counts["assets"]:
+                raise VfmError(
+                    "no worker got through a single unit of work: Ray's logs in /tmp/ray/session_latest/logs say why"
+                )
             if retry:
                 break
         else:
@@ -99,6 +104,8 @@ def build_dataset(lake: Lake, recipe: Recipe, units: list[pa.Table], where: Plac
             compute=ray.data.ActorPoolStrategy(min_size=actors[0], max_size=actors[1]),
             num_cpus=cpus,
             num_gpus=gpus,
+            # The next unit is decoded while the last frames of the one before are embedded and written.
+            max_concurrency=2,
         )
 
     models = ("embed", "detect") if recipe.detect else ("embed",)

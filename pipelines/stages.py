@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
+import socket
+import sys
 import time
 from collections.abc import Iterable, Iterator
 
@@ -41,6 +44,7 @@ class Chain:
 
     def __init__(self, names: tuple[str, ...], lake: Lake, version: int, recipe: Recipe, threads: int) -> None:
         self.lake, self.version, self.names = lake, version, names
+        self.actor = f"{socket.gethostname()}:{os.getpid()}"
         self.decode = DecodeAssets(recipe, model_views(recipe), threads) if "decode" in names else None
         self.embed = [EmbedFrames(m, recipe.resources, threads) for m in recipe.embed] if "embed" in names else []
         wanted = recipe.detect if "detect" in names else None
@@ -51,40 +55,56 @@ class Chain:
 
     def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
         """block: a unit where this chain decodes, else working tables. Yields working tables, or one RESULT row."""
-        started, cpu = time.monotonic(), _cpu_seconds()
-        self.waits = dict.fromkeys(self.names, 0.0)
+        started = time.monotonic()
+        waits = dict.fromkeys(self.names, 0.0)
         stream: Iterable[pa.Table] = [block]
         if self.decode:
-            stream = self._timed("decode", self.decode(read_unit(self.lake, self.version, block)))
+            stream = _timed(waits, "decode", self.decode(read_unit(self.lake, self.version, block)))
         for op in self.embed:
-            stream = self._timed("embed", op.stream(stream))
+            stream = _timed(waits, "embed", op.stream(stream))
         if self.detect:
-            stream = self._timed("detect", self.detect.stream(stream))
+            stream = _timed(waits, "detect", self.detect.stream(stream))
         if not self.write:
             yield from stream
             return
         for result in self.write.stream(stream):
-            stats = {**self._exclusive(time.monotonic() - started), "cpu": _cpu_seconds() - cpu}
+            stats = {
+                "seconds": _exclusive(waits, time.monotonic() - started),
+                "actor": self.actor,
+                "cpu": _cpu_seconds(),
+            }
             yield result.set_column(result.schema.get_field_index("stats"), "stats", pa.array([json.dumps(stats)]))
 
-    def _timed(self, name: str, tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
-        """Adds up how long the next op waits for this one."""
-        iterator = iter(tables)
-        while True:
-            t = time.monotonic()
-            rows = next(iterator, None)
-            self.waits[name] += time.monotonic() - t
-            if rows is None:
-                return
-            yield rows
 
-    def _exclusive(self, total: float) -> dict[str, float]:
-        """Waits nest (embed waits for decode); what is left to each is its own."""
-        own, inner = {}, 0.0
-        for name in self.names[:-1]:
-            own[name] = max(0.0, self.waits[name] - inner)
-            inner = max(inner, self.waits[name])
-        return {**own, self.names[-1]: max(0.0, total - inner)}
+def _timed(waits: dict[str, float], name: str, tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """Adds up how long the next op waits for this one."""
+    iterator = iter(tables)
+    while True:
+        t = time.monotonic()
+        rows = next(iterator, None)
+        waits[name] += time.monotonic() - t
+        if rows is None:
+            return
+        yield rows
+
+
+def _exclusive(waits: dict[str, float], total: float) -> dict[str, float]:
+    """Waits nest (embed waits for decode, the last op is the rest of the total); what is left to each is its own."""
+    own, inner = {}, 0.0
+    *names, last = waits
+    for name in names:
+        own[name] = max(0.0, waits[name] - inner)
+        inner = max(inner, waits[name])
+    return {**own, last: max(0.0, total - inner)}
+
+
+def keep_freed_memory() -> None:
+    """Tells glibc to keep and reuse large buffers: it would hand each back to the kernel, and a batch of frames would be
+    page-faulted in anew every time."""
+    if sys.platform == "linux":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
+        libc.mallopt(-1, 256 << 20)  # M_TRIM_THRESHOLD
 
 
 def _describe(recipe: Recipe, index: int):

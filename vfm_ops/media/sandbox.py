@@ -26,7 +26,7 @@ from vfm_ops.media.source import MediaSource
 _BATCH = 16
 # How long a thread waits for a child that others hold before an extra one is started for it: streams that are read
 # slowly, or never to their end, must not block anyone for good.
-_PATIENCE_S = 5.0
+_PATIENCE_S = 30.0
 
 
 class _Child:
