@@ -105,9 +105,16 @@ class TrackAssociator:
         self.tracks: dict[int, Track] = {}
         self.next_id = 1
 
-    def update(self, frame_index: int, observations: Sequence[Observation], end_unmatched: bool = True) -> list[int]:
-        """Matches a frame's detections with tracks; unmatched ones start tracks. Returns a track id for each.
+    def update(
+        self,
+        frame_index: int,
+        observations: Sequence[Observation],
+        end_unmatched: bool = True,
+        may_start: Sequence[bool] | None = None,
+    ) -> list[int | None]:
+        """Matches a frame's detections with tracks; unmatched ones start tracks. Returns a track id for each, or None.
 
+        may_start: which detections may start a track (all by default); the others can only continue one.
         end_unmatched: tracks without a detection are out of sight (what tracking by detection means); False leaves those
         as they are, for when `observe` has told already what became of them.
         """
@@ -121,7 +128,10 @@ class TrackAssociator:
         if end_unmatched:
             for track_id in [t for t in self.tracks if t not in matched]:
                 self.miss(track_id, frame_index)
-        return [self._birth(frame_index, o) if t is None else t for t, o in zip(ids, observations)]
+        for i, observation in enumerate(observations):
+            if ids[i] is None and (may_start is None or may_start[i]):
+                ids[i] = self._birth(frame_index, observation)
+        return ids
 
     def observe(self, track_id: int, frame_index: int, observation: Observation) -> None:
         """A track was followed to this frame (by masks, not by a detection): it is in sight, here."""

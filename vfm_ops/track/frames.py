@@ -32,15 +32,17 @@ def checked_rgb(rgb: np.ndarray) -> np.ndarray:
     return rgb
 
 
-def check_resolution(known: tuple[int, int] | None, frame: tuple[int, int], frame_index: int) -> None:
-    """A stream may change its resolution (adaptive streaming does) but not its shape: the model sees a square.
+def aspect_changed(known: tuple[int, int] | None, size: tuple[int, int]) -> bool:
+    """Whether two sizes (height, width) differ in shape by more than 1 %: the model sees a square, and would not know."""
+    return known is not None and abs((size[0] * known[1]) / (size[1] * known[0]) - 1) > 0.01
 
-    known, frame: (height, width). MediaError('resolution_change') when the aspect ratio differs by more than 1 %.
+
+def check_resolution(known: tuple[int, int] | None, frame: tuple[int, int], frame_index: int) -> None:
+    """A stream may change its resolution (adaptive streaming does) but not its shape.
+
+    known, frame: (height, width). Raises MediaError('resolution_change') when the shape is another one.
     """
-    if known is None:
-        return
-    ratio = (frame[0] * known[1]) / (frame[1] * known[0])
-    if abs(ratio - 1) > 0.01:
+    if known is not None and aspect_changed(known, frame):
         raise MediaError(
             "resolution_change",
             f"frame {frame_index} is {frame[1]} x {frame[0]} but the video began as {known[1]} x {known[0]}: "

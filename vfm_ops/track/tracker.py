@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -98,6 +99,7 @@ class Sam2Tracker:
         self.image_encoder = image_encoder
         self.state = TrackerState()
         self._features: OrderedDict[int, ImageFeatures] = OrderedDict()
+        self._last_size: tuple[int, int] | None = None
 
     @property
     def object_ids(self) -> list[int]:
@@ -129,11 +131,37 @@ class Sam2Tracker:
         features = self._features_of(rgb, index)
         self.state.size = self.state.size or size
         self.state.last_frame = index
+        self._last_size = size
         self.state.seen.add(index)
         for request in requests:
             self.state.objects.setdefault(request.object_id, ObjectBank())
         found = self._track_objects(features, requests, index, reverse)
         return self._answer(found, index, size)
+
+    @torch.inference_mode()
+    def prompt(self, prompts: Sequence[Prompt]) -> FrameMasks:
+        """Prompts on the frame that was tracked last; the other objects keep what they have. Returns the prompted ones.
+
+        A detector needs to see what is tracked already before it can tell which of its boxes are new: track the frame,
+        compare, then prompt here.
+        """
+        index, size = self._last_frame()
+        requests = [r for r in self._requests(prompts, index, size) if r.clicks is not None or r.mask is not None]
+        for request in requests:
+            self.state.objects.setdefault(request.object_id, ObjectBank())
+        found = self._track_objects(self._features[index], requests, index, False)
+        return self._rows(found, [r.object_id for r in requests], index, size)
+
+    @torch.inference_mode()
+    def preview(self, prompts: Sequence[Prompt]) -> FrameMasks:
+        """The masks that prompts on the frame tracked last would give as new objects. Nothing is remembered."""
+        index, size = self._last_frame()
+        features = self._features[index]
+        requests = [self._prompt_request(p, index, size) for p in prompts]
+        found: dict[int, tuple[Tensor, float, float]] = {}
+        for batch in self._batches([replace(r, fresh=True) for r in requests]):
+            found.update(_found(batch, self._decode(features, batch, index, False)))
+        return self._rows(found, [r.object_id for r in requests], index, size)
 
     def track_many(
         self, frames: Iterable[np.ndarray], prompts: dict[int, Sequence[Prompt]] | None = None, reverse: bool = False
@@ -158,9 +186,11 @@ class Sam2Tracker:
         self.state = snapshot.copy()
         self._features.clear()
 
-    def to_bytes(self) -> bytes:
-        """The whole state as safetensors with a JSON header; continues elsewhere, bit for bit."""
-        return state_to_bytes(self.state, self.network.fingerprint(), {"settings": asdict(self.settings)})
+    def to_bytes(self, extra: dict[str, Any] | None = None) -> bytes:
+        """The whole state as safetensors with a JSON header; continues elsewhere, bit for bit. extra: JSON of the
+        caller's own, which `vfm_ops.track.state.state_from_bytes` gives back under "extra"."""
+        header = {"settings": asdict(self.settings), "extra": extra}
+        return state_to_bytes(self.state, self.network.fingerprint(), header)
 
     @classmethod
     def from_bytes(cls, network: Sam2Network, data: bytes, image_encoder: ImageEncoder | None = None) -> Sam2Tracker:
@@ -235,23 +265,25 @@ class Sam2Tracker:
     ) -> dict[int, tuple[Tensor, float, float]]:
         """Runs all objects in batches and stores their memories. Returns (mask logits, object logit, IoU) by object."""
         prompted = {r.object_id for r in requests if r.clicks is not None or r.mask is not None}
-        groups: dict[tuple[bool, bool, int], list[_Request]] = {}
-        for request in requests:
-            groups.setdefault(request.batch_key, []).append(request)
         found: dict[int, tuple[Tensor, float, float]] = {}
-        at_once = self.settings.objects_at_once
-        for group in groups.values():
-            for start in range(0, len(group), at_once):
-                batch = group[start : start + at_once]
-                decoded = self._decode(features, batch, index, reverse)
-                hard = bool(prompted) if self.settings.binarise_together else batch[0].object_id in prompted
-                memory_NLM = self.network.encode_memory(features, decoded.full_N1SS, decoded.score_N, hard)
-                self._remember(batch, decoded, memory_NLM, index)
-                rows = zip(decoded.logits_Nhw, decoded.score_N.tolist(), decoded.iou_N.tolist())
-                found.update(zip((r.object_id for r in batch), rows))
+        for batch in self._batches(requests):
+            decoded = self._decode(features, batch, index, reverse)
+            hard = bool(prompted) if self.settings.binarise_together else batch[0].object_id in prompted
+            memory_NLM = self.network.encode_memory(features, decoded.full_N1SS, decoded.score_N, hard)
+            self._remember(batch, decoded, memory_NLM, index)
+            found.update(_found(batch, decoded))
         for bank in self.state.objects.values():
             bank.evict(index, self.settings.bank)
         return found
+
+    def _batches(self, requests: list[_Request]) -> Iterator[list[_Request]]:
+        """Requests that can go through the network together, at most `objects_at_once`."""
+        groups: dict[tuple[bool, bool, int], list[_Request]] = {}
+        for request in requests:
+            groups.setdefault(request.batch_key, []).append(request)
+        at_once = self.settings.objects_at_once
+        for group in groups.values():
+            yield from (group[start : start + at_once] for start in range(0, len(group), at_once))
 
     def _answer(self, found: dict[int, tuple[Tensor, float, float]], index: int, size: tuple[int, int]) -> FrameMasks:
         """The masks just made, and as they were those of objects that were prompted on this frame before."""
@@ -260,12 +292,23 @@ class Sam2Tracker:
                 memory = bank.prompted[index]
                 assert memory.logits_HW is not None  # prompted frames keep theirs
                 found[object_id] = memory.logits_HW, memory.score, memory.iou
-        rows = [found[i] for i in self.state.objects]
+        return self._rows(found, self.object_ids, index, size)
+
+    def _rows(
+        self, found: dict[int, tuple[Tensor, float, float]], ids: list[int], index: int, size: tuple[int, int]
+    ) -> FrameMasks:
+        rows = [found[i] for i in ids]
         quarter = (self.network.image_size // 4,) * 2
         logits = torch.stack([row[0] for row in rows]) if rows else torch.zeros(0, *quarter)
         scores = torch.tensor([row[1] for row in rows], dtype=torch.float32)
         ious = torch.tensor([row[2] for row in rows], dtype=torch.float32)
-        return FrameMasks(index, self.object_ids, logits, scores, ious, size)
+        return FrameMasks(index, ids, logits, scores, ious, size)
+
+    def _last_frame(self) -> tuple[int, tuple[int, int]]:
+        index = self.state.last_frame
+        if index is None or index not in self._features or self._last_size is None:
+            raise UsageError("no frame is held to prompt on: track a frame first")
+        return index, self._last_size
 
     def _decode(self, features: ImageFeatures, batch: list[_Request], index: int, reverse: bool) -> DecodedMasks:
         first = batch[0]
@@ -312,3 +355,8 @@ class Sam2Tracker:
                 request.clicks,
             )
             bank.write(index, memory, prompted)
+
+
+def _found(batch: list[_Request], decoded: DecodedMasks) -> dict[int, tuple[Tensor, float, float]]:
+    rows = zip(decoded.logits_Nhw, decoded.score_N.tolist(), decoded.iou_N.tolist())
+    return dict(zip((r.object_id for r in batch), rows))
