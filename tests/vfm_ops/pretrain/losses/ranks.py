@@ -14,10 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from tests.vfm_ops.pretrain.losses.cases import CASES, GATHERS, GLOBAL_BATCH, global_batch, value_and_gradients
-from tests.vfm_ops.pretrain.tiny import build, samples, training
-from vfm_ops.pretrain.fit import make_batch
 from vfm_ops.pretrain.losses import collective, siglip
-from vfm_ops.pretrain.step import Stepper
 
 
 class PeakMemory(TorchDispatchMode):
@@ -62,6 +59,10 @@ STEPPED = {"simclr": {}, "moco": {"version": "v3"}, "clip": {}, "siglip": {}, "d
 
 def _stepped(name: str, share: slice) -> dict[str, Tensor]:
     """State of a whole objective, in float64, after two steps on this share of each global batch."""
+    from tests.vfm_ops.pretrain.tiny import build, samples, training  # timm and transformers: only where they are used
+    from vfm_ops.pretrain.fit import make_batch
+    from vfm_ops.pretrain.step import Stepper
+
     objective = build(name, **STEPPED[name]).double()
     config = training(name, optimizer="sgd", base_lr=0.1, clip_grad=1.0, warmup_epochs=0)
     stepper, plan = Stepper(objective, config, 24), objective.view_plan(objective.config)
@@ -84,7 +85,7 @@ def measure(rank: int, world: int, folder: str) -> None:
     """Entry point of one process; rank 0 writes errors-W.json: {case: {parameter: relative error}}, and the planted ones."""
     torch.set_num_threads(1)
     want = {case: value_and_gradients(case, global_batch()) for case in CASES}
-    alone = {name: _stepped(name, slice(None)) for name in STEPPED} if world > 1 else {}
+    alone = {name: _stepped(name, slice(None)) for name in STEPPED} if world == 2 else {}
     init = (Path(folder) / f"rendezvous-{world}").as_uri()
     dist.init_process_group("gloo", init_method=init, rank=rank, world_size=world)
     share = GLOBAL_BATCH // world
