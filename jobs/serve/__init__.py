@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import threading
 from typing import Annotated, Any
@@ -34,11 +35,15 @@ def command(
     settings = _settings(lake, embed, detect, segment, track, device, token_env, read_only, set_ or [])
     check_reach(host, token_env)
     check_port(host, port)
+    ended = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: ended.set())
     start(settings, host, port)
     shown = f"[{host}]" if ":" in host else host
     print(f"serving {lake} on http://{shown}:{port}  (API: /v1/openapi.json; stop with Ctrl-C)", flush=True)
     try:
-        threading.Event().wait()
+        while not ended.wait(1.0):
+            pass
     finally:
         stop()
     return 0

@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from vfm_ops.errors import MediaError, UsageError, VfmError, WeightsUnavailable
 
-log = logging.getLogger("vfm.serve")
+log = logging.getLogger("ray.serve")  # what lands in a replica's log file
 MEDIA_TYPE = "application/problem+json"
 TITLES = {
     400: "bad request",

@@ -67,8 +67,13 @@ class Embedding:
     def __init__(self, choice: dict[str, Any], limits: dict[str, Any]) -> None:
         self._choice = EmbedChoice(**choice)
         self._decoder = Decoder(RequestLimits(**limits).media(), self._choice.decoders)
-        # The number of models is a setting, so that the decorator is applied to this replica's own method.
-        self._model = serve.multiplexed(max_num_models_per_replica=self._choice.models_at_once)(_load).__get__(self)
+
+        async def load(key: str) -> EmbeddingModel:
+            column = Column(**json.loads(key))
+            return await asyncio.to_thread(EmbeddingModel, column, self._choice.device, self._choice.batch)
+
+        # Not a decorated method: how many models fit is a setting.
+        self._model = serve.multiplexed(max_num_models_per_replica=self._choice.models_at_once)(load)
 
     async def _held(self) -> EmbeddingModel:
         return await self._model(serve.get_multiplexed_model_id())
@@ -104,8 +109,3 @@ class Embedding:
     def __del__(self) -> None:
         if hasattr(self, "_decoder"):
             self._decoder.close()
-
-
-async def _load(self: Embedding, key: str) -> EmbeddingModel:
-    column = Column(**json.loads(key))
-    return await asyncio.to_thread(EmbeddingModel, column, self._choice.device, self._choice.batch)
