@@ -49,7 +49,7 @@ SMALL: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         "head_hidden": 256,
          "bottleneck": 64, "momentum": 0.99, "local_crops": 2, "local_size": 14, "local_scale": (0.1, 0.4), "gray": 0.0,
          "blur": (0.0,), "local_blur": 0.0, "solarize": (0.0,), "freeze_last_layer_epochs": 0.2},
-        {"base_lr": 1e-3, "lr_scaling": "none", "warmup_epochs": 0.3, "epochs": 3, "batch_size": 256, "weight_decay_end": 0.1},
+        {"base_lr": 2e-3, "lr_scaling": "none", "warmup_epochs": 0.3, "epochs": 3, "batch_size": 256, "weight_decay_end": 0.1},
     ),
     "dinov2": (
         {**_PIXELS, "backbone": "vit_tiny_patch16_224", "backbone_args": _VIT_COARSE, "patch": 7, "prototypes": 1024,
@@ -58,7 +58,7 @@ SMALL: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
          "blur": (0.0,), "local_blur": 0.0, "solarize": (0.0,), "freeze_last_layer_epochs": 0.2,
          "teacher_temperature_epochs": 1,
          "target": "sinkhorn"},
-        {"base_lr": 1e-3, "lr_scaling": "none", "warmup_epochs": 0.3, "epochs": 3, "batch_size": 256, "weight_decay_end": 0.1,
+        {"base_lr": 2e-3, "lr_scaling": "none", "warmup_epochs": 0.3, "epochs": 3, "batch_size": 256, "weight_decay_end": 0.1,
          "layer_decay": 1.0, "patch_embed_lr_scale": 1.0},
     ),
 }  # fmt: skip
