@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipelines.lake import CHILD_TABLES, SCHEMAS, Lake, forget_replaced
+from pipelines.lake.journal import clear_journals
 
 COMMIT_EVERY_S = 3.0
 
@@ -112,6 +113,7 @@ class Committer:
                 self.lake.append(table, settled)
                 if self.replacing:
                     forget_replaced(self.lake, settled)
+        clear_journals(self.lake, [o["journal"] for o in complete if o["journal"]])
         self.counts["assets"] += len(complete)
         self.counts["quarantined"] += len(bad)
         for o in complete:

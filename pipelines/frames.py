@@ -38,6 +38,7 @@ class Outcome:
     shots: list[dict[str, Any]] = field(default_factory=list)
     dropped: dict[str, int] = field(default_factory=dict)  # frames that a filter dropped, by reason
     tracks: int = 0
+    journal: str | None = None  # to be cleared once the asset is settled
     written: dict[str, list[str]] = field(default_factory=dict)  # fragments that an op wrote by itself, by table
     stage: str | None = None  # where it failed; None for a good asset
     error_type: str = ""

@@ -108,7 +108,7 @@ def build_dataset(lake: Lake, recipe: Recipe, units: list[pa.Table], where: Plac
             max_concurrency=2,
         )
 
-    models = ("embed", "detect") if recipe.detect else ("embed",)
+    models = ("embed", *(["detect"] if recipe.detect else []), *(["track"] if recipe.track else []))
     if where.fused:
         stage(("decode", *models, "write"), where.actors, where.cpus, where.gpus)
     else:

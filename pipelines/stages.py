@@ -9,6 +9,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
 
 import psutil
 import pyarrow as pa
@@ -21,8 +22,11 @@ from pipelines.lake import Lake, embedding_column
 from pipelines.recipe import Recipe
 from pipelines.units import read_unit
 from pipelines.write import WriteRows
-from vfm_ops.embed import load_embedder
+from vfm_ops.embed import describe_embedder
 from vfm_ops.media.view import View
+
+if TYPE_CHECKING:
+    from pipelines.track import TrackVideos
 
 
 def model_fields(recipe: Recipe) -> list[pa.Field]:
@@ -37,7 +41,7 @@ def model_views(recipe: Recipe) -> dict[str, View]:
 
 
 class Chain:
-    """Actor: builds the named ops ('decode', 'embed', 'detect', 'write') and runs a block through them, streaming.
+    """Actor: builds the named ops ('decode', 'embed', 'detect', 'track', 'write') and runs a block through them, streaming.
 
     A block that is written gives exactly one row, so that a task is done or not done; there is no half.
     """
@@ -49,6 +53,7 @@ class Chain:
         self.embed = [EmbedFrames(m, recipe.resources, threads) for m in recipe.embed] if "embed" in names else []
         wanted = recipe.detect if "detect" in names else None
         self.detect = DetectFrames(wanted, recipe.resources.device) if wanted else None
+        self.track = _track_op(recipe, lake, self.detect)
         detector = recipe.detect.model if recipe.detect else ""
         self.write = WriteRows(lake, [e.field for e in self.embed], detector) if "write" in names else None
         self.waits = dict.fromkeys(names, 0.0)
@@ -64,6 +69,8 @@ class Chain:
             stream = _timed(waits, "embed", op.stream(stream))
         if self.detect:
             stream = _timed(waits, "detect", self.detect.stream(stream))
+        if self.track:
+            stream = _timed(waits, "track", self.track.stream(stream))
         if not self.write:
             yield from stream
             return
@@ -74,6 +81,14 @@ class Chain:
                 "cpu": _cpu_seconds(),
             }
             yield result.set_column(result.schema.get_field_index("stats"), "stats", pa.array([json.dumps(stats)]))
+
+
+def _track_op(recipe: Recipe, lake: Lake, detect: DetectFrames | None) -> TrackVideos | None:
+    if recipe.track is None or detect is None:
+        return None
+    from pipelines.track import TrackVideos  # imports torch, which the other ops do without
+
+    return TrackVideos(recipe, lake, detect.detector)
 
 
 def _timed(waits: dict[str, float], name: str, tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
@@ -109,7 +124,7 @@ def keep_freed_memory() -> None:
 
 def _describe(recipe: Recipe, index: int):
     m = recipe.embed[index]
-    return load_embedder(
+    return describe_embedder(
         m.model, device=recipe.resources.device, runtime=m.runtime, precision=m.precision, preprocess=m.preprocess
     )
 

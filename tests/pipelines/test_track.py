@@ -1,0 +1,141 @@
+"""Tracks of a whole corpus: rows exactly once, ids that join boxes to masks, and a long video that survives a kill."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jobs.overlay import overlay_sheet, overlay_video
+from pipelines.export import export
+from pipelines.ingest import ingest
+from pipelines.lake import Lake, verify_lake
+from pipelines.lake.journal import Journal
+from pipelines.process import process
+from pipelines.recipe import Recipe, validate
+from pipelines.track import TrackVideos
+from tests.vfm_ops.track.conftest import tiny_model
+from vfm_ops.detect.random_weights import save_random
+from vfm_ops.media.encode import write_video
+
+pytestmark = pytest.mark.usefixtures("ray_local")
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory) -> Recipe:
+    """Detect-then-track with tiny random weights in the real libraries' formats."""
+    folder = tmp_path_factory.mktemp("weights")
+    save_random("owlvit", folder / "owl")
+    tiny_model().save_pretrained(folder / "sam2")
+    return validate(
+        Recipe,
+        {
+            "detect": {"prompts": "person . bicycle .", "model": f"owlvit:{folder / 'owl'}", "threshold": 0.05},
+            "track": {"model": f"sam2:{folder / 'sam2'}", "detect_every": 6, "max_objects": 3, "chunk_frames": 8},
+            "resources": {"cpus_per_actor": 2},
+        },
+        "test",
+    )
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory, vtest) -> Path:
+    """Two short real clips."""
+    from jobs.bench.media import read_frames
+
+    folder = tmp_path_factory.mktemp("clips")
+    frames = [f[::4, ::4] for f in read_frames(vtest, 44)]
+    write_video(folder / "first.mp4", frames[:20], 10)
+    write_video(folder / "second.mp4", frames[20:], 10)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tracked(tmp_path_factory, clips, recipe, ray_local) -> Lake:
+    """A lake after one uninterrupted run."""
+    root = tmp_path_factory.mktemp("tracked") / "lake"
+    ingest([str(clips)], str(root))
+    process(Lake.open(root), recipe)
+    return Lake.open(root)
+
+
+def track_rows(lake: Lake) -> list[dict]:
+    rows = lake.read("tracks").to_pylist()
+    return sorted(rows, key=lambda r: (r["asset_id"], r["frame_index"], r["track_id"]))
+
+
+def test_a_corpus_becomes_boxes_and_tracks_that_verify(tracked):
+    assert verify_lake(tracked).violations == []
+    assert tracked.count("quarantine") == 0
+    rows = track_rows(tracked)
+    assert len({r["asset_id"] for r in rows}) == 2
+    assert {r["label"] for r in rows} <= {"person", "bicycle"}
+    assert any(r["visible"] and r["mask"]["size"] == [144, 192] for r in rows)
+    frame_ids = set(tracked.read("frames", ["frame_id"])["frame_id"].to_pylist())
+    boxes = tracked.read("detections").to_pylist()
+    assert boxes
+    assert {b["frame_id"] for b in boxes} <= frame_ids
+
+
+def test_a_video_killed_between_chunks_goes_on_to_the_same_rows(tracked, tmp_path, clips, recipe, monkeypatch):
+    """The journal of a run that died after its first chunk is all that the next run has."""
+    root = tmp_path / "lake"
+    ingest([str(clips / "first.mp4")], str(root))
+    lake = Lake.open(root)
+    saves: list[int] = []
+    real = Journal.save
+
+    def save_then_die(self, progress, state):
+        real(self, progress, state)
+        saves.append(progress["next_frame"])
+        raise KeyboardInterrupt
+
+    killed = _op_on(lake, recipe)
+    monkeypatch.setattr(Journal, "save", save_then_die)
+    with pytest.raises(KeyboardInterrupt):
+        killed._track_video(_outcome(lake, recipe))
+    monkeypatch.setattr(Journal, "save", real)
+    assert saves == [8]
+    resumed = _op_on(lake, recipe)
+    decoded: list[int] = []
+    frames = resumed.sandbox.frames
+    monkeypatch.setattr(resumed.sandbox, "frames", lambda s, i, p: (decoded.extend(i.tolist()), frames(s, i, p))[1])
+    outcome = _outcome(lake, recipe)
+    resumed._track_video(outcome)
+    assert decoded[0] == 8
+    lake.commit("tracks", outcome["written"]["tracks"])
+    asset = outcome["asset_id"]
+    assert track_rows(lake) == [r for r in track_rows(tracked) if r["asset_id"] == asset]
+
+
+def _op_on(lake: Lake, recipe: Recipe) -> TrackVideos:
+    from vfm_ops.detect import load_detector
+
+    for table in ("tracks", "frames"):
+        lake.ensure(table)
+    assert recipe.detect is not None
+    return TrackVideos(recipe, lake, load_detector(recipe.detect.model, device="cpu"))
+
+
+def _outcome(lake: Lake, recipe: Recipe) -> dict:
+    from dataclasses import asdict
+
+    from pipelines.frames import Outcome
+
+    (asset,) = lake.read("assets").to_pylist()
+    return asdict(Outcome.of({**asset, "attempt": 1}, recipe.hash))
+
+
+def test_exports_and_pictures_come_out_of_the_tables(tracked, tmp_path):
+    from pycocotools.coco import COCO
+
+    export(tracked, "coco", tmp_path / "coco.json")
+    assert len(COCO(str(tmp_path / "coco.json")).getAnnIds()) == tracked.count("detections")
+    assert export(tracked, "youtube-vis", tmp_path / "vis.json")["videos"] == 2
+    assert export(tracked, "mot", tmp_path / "mot")["videos"] == 2
+    assert export(tracked, "webdataset", tmp_path / "wds")["frames"] == tracked.count("frames")
+    asset = track_rows(tracked)[0]["asset_id"]
+    assert overlay_video(tracked, asset, tmp_path / "out.mp4") in (20, 24)
+    assert overlay_sheet(tracked, None, tmp_path / "sheet.png", 4) >= 1
+    assert np.fromfile(tmp_path / "sheet.png", np.uint8).size > 1000
