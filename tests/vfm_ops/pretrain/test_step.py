@@ -179,3 +179,17 @@ def test_effective_rank_and_spread_equal_their_closed_forms():
     sphere = torch.randn(4000, 16, generator=torch.Generator().manual_seed(1))
     assert spread(sphere) == pytest.approx(1, abs=0.02)
     assert spread(torch.ones(10, 4)) == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_bf16_steps_stay_near_fp32_ones(name):
+    losses = []
+    for precision in ("fp32", "bf16"):
+        settings = {"tokenizer_share": 0.0} if name == "beit" else {}
+        config = training(name, precision=precision, accumulate=2, grad_checkpointing=True)
+        torch.manual_seed(0)
+        losses.append(
+            [log["loss"] for log in fit(build(name, **settings), samples(), config, tokenizer(), until_step=2)]
+        )
+    assert losses[1] == pytest.approx(losses[0], rel=0.05)
+    assert losses[1] != losses[0], "bf16 must have been used"
