@@ -18,6 +18,7 @@ _SENTENCES = {
     "over_represented": "over-represented cluster {cluster} ({quota} of {size} kept)",
     "quality": "too {flaw} ({measure} {value:.3g}, limit {limit:.3g})",
     "not_retrieved": "no seed is near",
+    "no_vector": "has no usable vector",
     "balanced": "stands for cluster {cluster} ({quota} of {size} kept)",
     "representative": "kept for {count} duplicates ({preference})",
     "retrieved": "near seed {seed} (cosine {cosine:.3f})",
