@@ -5,7 +5,7 @@ role's words alone ("something red"): the words are learnt from one another's co
 small transformer finds colours at once, textures late and shapes hardly ever by sentences alone, its patches get hints while it
 trains: the words of the thing that covers them, where inside them it lies, and its box. For most of the training only KEPT
 patches are encoded, those that things touch first (as FLIP, Li et al. 2023, but not blindly).
-Legend: B images, D embedding, V words of a role, G patches along a side, K encoded patches of an image, N patches covered by a thing.
+Legend: B images, D embedding, V words of a role, K encoded patches of an image, N covered patches.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def grid_positions(grid: int, width: int, size: float = 0.3) -> Tensor:
 
 
 class Hints(torch.nn.Module):
-    """Two linear heads on patches, for training only: where in the patch things are (HINT x HINT cells), and the thing's box."""
+    """Two linear heads on patches, for training only: where in it things are (HINT x HINT cells), and the thing's box."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -114,8 +114,8 @@ def make_batch(seed: int, batch: int, index: int, several: float = 0.4, kept: in
 def covered_patches(scenes: list[Scene], kept: int | None, rng: np.random.Generator) -> dict[str, Any]:
     """Which patches to encode, what the things say that cover them by at least 40 %, their boxes, and all patches' cells.
 
-    Adds to what `make_batch` lists: `cells` float32 (B, K, HINT * HINT), shares covered by anything; `covered_box` float32 (N, 4),
-    offset of the thing's centre from the patch's and its size, in units of the image.
+    Adds to what `make_batch` lists: `cells` float32 (B, K, HINT * HINT), shares covered by anything, and `covered_box` float32
+    (N, 4), offset of the thing's centre from the patch's and its size, in units of the image.
     """
     grid = SIZE // PATCH
     owner = np.full((len(scenes), grid * grid), -1)

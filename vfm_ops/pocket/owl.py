@@ -137,6 +137,9 @@ def make_model(clip: Any) -> Any:
     missing = [k for k in result.missing_keys if "position_ids" not in k]
     if missing:
         raise ValueError(f"pocket-clip lacks {missing}")
+    # A prior of one phrase in a few hundred patches, so that the first steps aren't spent on silencing everything.
+    torch.nn.init.constant_(model.class_head.logit_shift.bias, -0.5)
+    torch.nn.init.constant_(model.class_head.logit_scale.bias, 9.0)
     return model
 
 
@@ -216,9 +219,6 @@ def train(
     """Trains pocket-owl from pocket-clip's weights. Returns the model. checkpoint: directory rewritten every 500 steps."""
     torch.manual_seed(seed)
     model = make_model(clip)
-    # A prior of one phrase in a few hundred patches, so that the first steps aren't spent on silencing everything.
-    torch.nn.init.constant_(model.class_head.logit_shift.bias, -0.5)
-    torch.nn.init.constant_(model.class_head.logit_scale.bias, 9.0)
     optimiser, log = adamw(model, lr), Log(50, say)
     for step, item in enumerate(stream(_Maker(seed, batch), steps, workers)):
         with torch.autocast("cpu", dtype=torch.bfloat16):

@@ -79,7 +79,7 @@ def track(model: Any, frames: list[np.ndarray], box_4: np.ndarray) -> list[np.nd
 
 
 def eventful_track(made: Clip, scenes: list[Scene]) -> int | None:
-    """The thing, seen well at first, whose visible area falls furthest during the clip: hidden, or gone and back. None: none is."""
+    """The thing, seen well at first, whose visible area falls furthest: hidden, or gone and back; None if none is."""
     areas = np.array([[s.mask(k).sum() for s in scenes] for k in range(len(scenes[0].things))], float)
     usable = np.flatnonzero(areas[:, 0] >= 60)
     if not len(usable):

@@ -67,4 +67,6 @@ def test_processors_feed_the_models_the_pixels_they_were_trained_on(clip_pair):
     out = model(pixel_values=pixels, **tokenizer(["a red ring", "a blue star"], padding=True, return_tensors="pt"))
     ours = pocket_clip.encode_image(model, scene.rgb[None])
     assert torch.allclose(out.image_embeds, ours, atol=1e-5)
-    assert torch.allclose(out.text_embeds, pocket_clip.encode_text(model, tokenizer, ["a red ring", "a blue star"]), atol=1e-5)
+    assert torch.allclose(
+        out.text_embeds, pocket_clip.encode_text(model, tokenizer, ["a red ring", "a blue star"]), atol=1e-5
+    )
