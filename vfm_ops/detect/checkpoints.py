@@ -9,6 +9,7 @@ from typing import Any
 
 from vfm_ops.embed.checkpoint import hub_reachable
 from vfm_ops.errors import UsageError, WeightsUnavailable
+from vfm_ops.pocket import pocket_path
 
 PROBE_TIMEOUT_S = 3.0
 _FILES = ["*.json", "*.txt", "*.model", "*.safetensors"]
@@ -17,10 +18,10 @@ _FILES = ["*.json", "*.txt", "*.model", "*.safetensors"]
 def find_checkpoint(family: str, name: str, model_type: str, families: dict[str, str]) -> Path:
     """Folder of a transformers checkpoint whose config says `model_type`.
 
-    name: a folder, which never touches the network, or a hub id. families: model_type -> family, to name the spec that
+    name: `pocket` (ships with the package), a folder, which never touches the network, or a hub id. families: model_type -> family, to name the spec that
     fits a checkpoint of another architecture. Raises WeightsUnavailable, or UsageError for another architecture.
     """
-    folder = Path(name).expanduser()
+    folder = pocket_path(family) if name == "pocket" else Path(name).expanduser()
     if not folder.is_dir():
         if looks_like_path(name):
             raise WeightsUnavailable(

@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 from vfm_ops.cache import cache_root, digest_of, read_json, versions, write_once
 from vfm_ops.errors import UsageError, WeightsUnavailable
+from vfm_ops.pocket import pocket_path
 
 Kind = Literal["transformers", "timm", "openclip", "lite0"]
 LITE0 = "tf_efficientnet_lite0"
@@ -75,9 +76,11 @@ class Checkpoint:
 def locate(family: str, name: str) -> Checkpoint:
     """The checkpoint that a model spec's two parts name.
 
-    A name that is a folder (or looks like a path) is taken from disk and never touches the network. Raises UsageError for
+    `pocket` is the small model that ships with the package. A name that is a folder (or looks like a path) is taken from disk and never touches the network. Raises UsageError for
     a path that holds no checkpoint, WeightsUnavailable when a hub name is neither on disk nor can be downloaded.
     """
+    if name == "pocket":
+        return read_folder(pocket_path(family))
     if name.startswith(("/", "./", "../", "~")) or Path(name).is_dir():
         return read_folder(Path(name).expanduser())
     repo, source = _repository(family, name)

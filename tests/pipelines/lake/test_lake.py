@@ -173,12 +173,13 @@ def test_only_one_of_many_contenders_gets_the_lease(lake):
         "import sys, time; from pipelines.lake import Lake, Lease\n"
         "with Lease(Lake(sys.argv[1]), sys.argv[2]):\n  print('got it', flush=True); sys.stdin.read()"
     )
+    pipe = subprocess.PIPE
     contenders = [
         subprocess.Popen(
-            [sys.executable, "-c", code, lake.root, f"run{i}"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            [sys.executable, "-c", code, lake.root, f"run{i}"], stdin=pipe, stdout=pipe, stderr=pipe, text=True
         )
         for i in range(3)
-    ]  # fmt: skip
+    ]
     losers = 0
     while losers < 2:
         losers = sum(c.poll() is not None for c in contenders)
