@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -14,12 +15,12 @@ from rich.table import Table
 
 from jobs.cli import run
 from pipelines.lake import Lake
-from pipelines.search import Query, SearchResult, hit_pictures, search
+from pipelines.search import Query, hit_pictures, search
 from vfm_ops.errors import UsageError
 
 
 def command(
-    lake: Annotated[str, typer.Option(help="Directory or object-store prefix of the lake.")],
+    lake: Annotated[str | None, typer.Option(help="Directory or object-store prefix of the lake.")] = None,
     text: Annotated[str | None, typer.Argument(metavar="[TEXT]", help="What to look for, in words.")] = None,
     image: Annotated[str | None, typer.Option(help="An image to look for: path or URL.")] = None,
     frame: Annotated[str | None, typer.Option(help="A frame of the lake to look for, by id.")] = None,
@@ -33,9 +34,16 @@ def command(
     exact: Annotated[bool, typer.Option("--exact", help="Scan everything instead of asking the index.")] = False,
     sheet: Annotated[str | None, typer.Option(help="Write a contact sheet: .jpg, .png or .webp.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the hits as JSON.")] = False,
+    server: Annotated[str | None, typer.Option(help="Ask this vfm serve (http://HOST:PORT) instead of a lake.")] = None,
 ) -> int:
     """Finds frames. Scores are cosines."""
     query = Query(text or None, image, frame)
+    if server is not None:
+        if lake is not None or sheet is not None or exact:
+            raise UsageError("--server answers from its own lake: leave --lake, --sheet and --exact out")
+        return search_server(server, query, model, where, k, as_json)
+    if lake is None:
+        raise UsageError("name what to search: --lake DIRECTORY, or --server http://HOST:PORT")
     if sheet is not None:
         _check_sheet(sheet)
     target = Lake.open(lake)
@@ -47,9 +55,27 @@ def command(
     elif not result.hits.num_rows:
         print("nothing found")
     else:
-        Console().print(_table(result))
+        Console().print(_table(result.column.spec, result.hits.to_pylist()))
         if sheet is not None:
             print(f"wrote {sheet}")
+    return 0
+
+
+def search_server(server: str, query: Query, model: str | None, where: str | None, k: int, as_json: bool) -> int:
+    """The same search, answered by a running `vfm serve`. UsageError, or the server's own sentence."""
+    from jobs.serve.client import Client
+
+    with Client(server) as client:
+        page = client.search(
+            text=query.text, image=query.image, frame_id=query.frame_id, model=model, where=where, limit=k
+        )
+    rows = [asdict(hit) for hit in page.hits]
+    if as_json:
+        print(json.dumps({"model": page.model, "hits": rows}))
+    elif not rows:
+        print("nothing found")
+    else:
+        Console().print(_table(page.model or "", rows))
     return 0
 
 
@@ -76,19 +102,19 @@ def _check_sheet(path: str) -> None:
         raise UsageError(f"cannot write {path}: {Path(path).absolute().parent} is no directory")
 
 
-def _table(result: SearchResult) -> Table:
-    table = Table(title=f"nearest by {result.column.spec}", title_justify="left")
+def _table(model: str, rows: list[dict]) -> Table:
+    table = Table(title=f"nearest by {model}", title_justify="left")
     table.add_column("score", justify="right")
     table.add_column("time", justify="right")
     table.add_column("source", overflow="fold")
     table.add_column("frame", overflow="fold", style="dim")
-    for row in result.hits.to_pylist():
+    for row in rows:
         table.add_row(f"{row['score']:.4f}", _time(row), _name(row), row["frame_id"])
     return table
 
 
 def _name(row: dict) -> str:
-    return Path(row["member"] or row["uri"] or row["frame_id"]).name
+    return row.get("name") or Path(row["member"] or row["uri"] or row["frame_id"]).name
 
 
 def _time(row: dict) -> str:

@@ -69,7 +69,7 @@ def sample_vectors(lake: Lake, column: str, most: int) -> tuple[list[str], np.nd
 
 
 def project(x_ND: np.ndarray) -> np.ndarray:
-    """float64 (N, 2) in [-1, 1]: t-SNE up to MOST_EXACT points; further ones lie at the mean of their nearest placed ones."""
+    """float64 (N, 2), both axes from -1 to 1: t-SNE up to MOST_EXACT points; further ones lie at the mean of their nearest placed ones."""
     n = len(x_ND)
     if n < 5:
         return np.stack([np.linspace(-1, 1, n) if n > 1 else np.zeros(n), np.zeros(n)], 1)
@@ -84,8 +84,8 @@ def project(x_ND: np.ndarray) -> np.ndarray:
             everyone[start : start + 2048] = (y[nearest] * weights).sum(1) / weights.sum(1)
         everyone[placed] = y
         y = everyone
-    y = y - y.mean(0)
-    return y / max(float(np.abs(y).max()), 1e-12)
+    y = y - (y.max(0) + y.min(0)) / 2
+    return y / np.maximum(np.abs(y).max(0), 1e-12)
 
 
 def tsne(x_ND: np.ndarray, steps: int = STEPS, perplexity: float = PERPLEXITY) -> np.ndarray:

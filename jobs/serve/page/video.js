@@ -58,7 +58,7 @@ export class VideoView {
   close() {
     this.abort?.abort();
     if (this.session) call(`track/sessions/${this.session}`, { method: "DELETE" }).catch(() => null);
-    Object.assign(this, { asset: null, session: null, abort: null, results: new Map(), objects: new Set(), playable: false });
+    Object.assign(this, { asset: null, session: null, opening: null, facts: null, abort: null, results: new Map(), objects: new Set(), playable: false });
     this.video.pause();
     this.video.removeAttribute("src");
     this.video.load();
@@ -112,14 +112,20 @@ export class VideoView {
   async prompt(points) {
     this.video.pause();
     this.abort?.abort();
-    if (!this.session) {
-      this.facts = await call("track/sessions", { method: "POST", body: { asset_id: this.asset.asset_id } });
-      this.session = this.facts.session;
-    }
+    await this.session_();
     const body = { frame_index: this.index(this.now), object_id: 1, points: points.map((p) => [p.x, p.y]), labels: points.map((p) => Number(p.on)) };
     await call(`track/sessions/${this.session}/prompts`, { method: "POST", body });
     this.button.hidden = false;
     this.button.textContent = "Track";
+  }
+
+  // The tracking session, opened once.
+  session_() {
+    const { asset } = this;
+    this.opening ??= call("track/sessions", { method: "POST", body: { asset_id: asset.asset_id } }).then((facts) => {
+      if (this.asset === asset) Object.assign(this, { facts, session: facts.session });
+    }).catch((error) => { this.opening = null; throw error; });
+    return this.opening;
   }
 
   async follow() {

@@ -120,7 +120,23 @@ export class Viewer {
     for (const button of this.dialog.querySelectorAll("[data-tool]")) button.setAttribute("aria-pressed", String(button.dataset.tool === chosen));
     const notes = { segment: "Click an object · Shift-click what is not it", box: "Drag a box around what to look for" };
     this.note(notes[chosen]);
-    if (chosen === "segment") this.video.video.pause();
+    if (chosen === "segment") this.prepare(notes.segment);
+  }
+
+  // Encoding begins with the tool, not with the first click, which then is answered at once.
+  async prepare(words) {
+    const { frame } = this;
+    this.video.video.pause();
+    this.note("Preparing the picture …");
+    try {
+      this.session ??= this.openSession();
+      if (this.canTrack && frame.media_type === "video") await this.video.session_();
+      await this.session;
+      if (this.frame === frame && this.stage.tool === "segment" && !this.points.length) this.note(words);
+    } catch (error) {
+      this.forget();
+      toast(error.message);
+    }
   }
 
   note(text) {
