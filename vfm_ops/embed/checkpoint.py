@@ -76,7 +76,8 @@ class Checkpoint:
 def locate(family: str, name: str) -> Checkpoint:
     """The checkpoint that a model spec's two parts name.
 
-    `pocket` is the small model that ships with the package. A name that is a folder (or looks like a path) is taken from disk and never touches the network. Raises UsageError for
+    `pocket` is the small model that ships with the package.
+    A name that is a folder (or looks like a path) is taken from disk and never touches the network. Raises UsageError for
     a path that holds no checkpoint, WeightsUnavailable when a hub name is neither on disk nor can be downloaded.
     """
     if name == "pocket":
