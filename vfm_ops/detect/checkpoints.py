@@ -19,7 +19,8 @@ def find_checkpoint(family: str, name: str, model_type: str, families: dict[str,
     """Folder of a transformers checkpoint whose config says `model_type`.
 
     name: `pocket` (ships with the package), a folder, which never touches the network, or a hub id. families:
-    model_type -> family, to name the spec that fits a checkpoint of another architecture. Raises WeightsUnavailable, or UsageError for another architecture.
+    model_type -> family, to name the spec that fits a checkpoint of another architecture.
+    Raises WeightsUnavailable, or UsageError for another architecture.
     """
     folder = pocket_path(family) if name == "pocket" else Path(name).expanduser()
     if not folder.is_dir():
