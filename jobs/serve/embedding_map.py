@@ -69,7 +69,7 @@ def sample_vectors(lake: Lake, column: str, most: int) -> tuple[list[str], np.nd
 
 
 def project(x_ND: np.ndarray) -> np.ndarray:
-    """float64 (N, 2), both axes from -1 to 1: t-SNE up to MOST_EXACT points; further ones lie at the mean of their nearest placed ones."""
+    """float64 (N, 2), both axes from -1 to 1: t-SNE of up to MOST_EXACT points; others lie among their nearest placed ones."""
     n = len(x_ND)
     if n < 5:
         return np.stack([np.linspace(-1, 1, n) if n > 1 else np.zeros(n), np.zeros(n)], 1)

@@ -60,8 +60,7 @@ class Guard:
             elif problem.status >= 500:
                 raise
         finally:
-            route = scope.get("route")
-            self.metrics.observe(getattr(route, "path", "other"), answer.status, time.perf_counter() - started)
+            self.metrics.observe(route_of(scope), answer.status, time.perf_counter() - started)
 
     async def _guarded(self, scope: Scope, receive: Receive, answer: _Answer) -> None:
         headers = {k.decode("latin-1").lower(): v.decode("latin-1") for k, v in scope["headers"]}
@@ -102,6 +101,14 @@ class Guard:
         given = _bearer(headers)
         if given is None or not hmac.compare_digest(given.encode(), self.token.encode()):
             raise Problem(401, "", "A bearer token is needed: send 'Authorization: Bearer TOKEN'.")
+
+
+def route_of(scope: Scope) -> str:
+    """The template of the route that answered, so that ids do not become labels."""
+    path = getattr(scope.get("route"), "path", None)
+    if path is None:
+        return "other"
+    return path if path.startswith("/v1") or not scope["path"].startswith("/v1") else "/v1" + path
 
 
 class _Answer:

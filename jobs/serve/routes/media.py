@@ -51,7 +51,8 @@ def routes(context: Context) -> APIRouter:
     async def frame(frame_id: str, request: Request, size: Literal["full", "thumbnail"] = "full") -> Response:
         """A frame's picture; a thumbnail has at most 320 pixels a side."""
         if size == "thumbnail":
-            data = context.thumbnails.get(frame_id) or await asyncio.to_thread(_thumbnail, context, frame_id)
+            kept = context.thumbnails.get(frame_id)
+            data = await asyncio.to_thread(_thumbnail, context, frame_id) if kept is None else kept
         else:
             data = await asyncio.to_thread(context.frame_jpeg, frame_id)
         return _bytes_response(data, request)
