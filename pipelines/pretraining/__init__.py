@@ -1,0 +1,1 @@
+"""The parts of `pipelines.pretrain`: settings, the items of a lake, the feed, the worker's loop, checkpoints, the report."""
