@@ -121,8 +121,8 @@ def drop_aligned(pool: Pool) -> None:
         return
     rows = np.flatnonzero(pool.alive)
     if pool.standing.any():
-        near, pairs = new_pairs(pool, settings.candidate_cosine)
-        touched = [near[i] for pair in pairs for i in pair[:2]]
+        near, candidates = new_pairs(pool, settings.candidate_cosine)
+        touched = [near[i] for pair in candidates for i in pair[:2]]
         rows = np.union1d(rows, np.concatenate(touched)) if touched else rows
     if len(rows) < 2:
         return

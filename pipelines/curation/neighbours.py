@@ -131,7 +131,9 @@ def new_pairs(pool: Pool, threshold: float) -> tuple[np.ndarray, list[tuple[np.n
         return rows, []
     fresh, stood = pool.vectors(rows[new]), pool.vectors(rows[old])
     options = NeighbourOptions(seed=pool.recipe.seed, workers=pool.recipe.resources.workers)
-    among = [(new[p.i], new[p.j]) for p in semantic_pairs(fresh, threshold, options)] if len(new) > 1 else []
+    among: list[tuple[np.ndarray, ...]] = []
+    if len(new) > 1:
+        among += [(new[p.i], new[p.j]) for p in semantic_pairs(fresh, threshold, options)]
     if pool.centroids is not None:
         n, o, _ = old_neighbours(fresh, stood, pool.label[rows[old]], pool.centroids, threshold)
         return rows, [*among, (new[n], old[o])]

@@ -75,8 +75,8 @@ def _same_space(lake: Lake, other: Lake, column: Column, wanted: ItemSet) -> Col
     """Their column of our model. UsageError when they have none: vectors of two models don't compare."""
     columns = embedding_columns(other)
     theirs = next((c for c in columns if c.name == column.name), columns[0])
-    dims = [vector_dim(place.schema("frames").field(c.name)) for place, c in ((other, theirs), (lake, column))]
-    check_same_space(f"the set {wanted.name!r}", *dims, theirs.digest or None, column.digest or None)
+    dim, data_dim = (vector_dim(place.schema("frames").field(c.name)) for place, c in ((other, theirs), (lake, column)))
+    check_same_space(f"the set {wanted.name!r}", dim, data_dim, theirs.digest or None, column.digest or None)
     if not (theirs.digest and column.digest) and theirs.spec != column.spec:
         raise UsageError(
             f"the set {wanted.name!r} was embedded by {theirs.spec}, but the data by {column.spec}: use one model for both"

@@ -8,12 +8,12 @@ from pipelines.curation.pool import Pool
 
 # (bound of the recipe, measure, whether the bound is a least or a most, what the item is called)
 _BOUNDS = (
+    ("min_side", "side", "min", "small"),
     ("min_sharpness", "sharpness", "min", "blurred"),
     ("min_luminance", "luminance", "min", "dark"),
     ("max_luminance", "luminance", "max", "bright"),
     ("min_contrast", "contrast", "min", "flat"),
     ("min_entropy", "entropy", "min", "empty"),
-    ("min_side", "side", "min", "small"),
 )
 
 
