@@ -25,7 +25,7 @@ SMALL: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "simclr": (
         {**_PIXELS, "image_size": 56, "backbone": "resnet18", "backbone_args": _RESNET, "temperature": 0.2,
          "projection_hidden": 256, "projection_dim": 64, "crop_scale": (0.3, 1.0), "jitter": 0.5, "gray": 0.0, "blur": 0.0},
-        {"optimizer": "adamw", "base_lr": 2e-3, "lr_scaling": "none", "weight_decay": 1e-4, "warmup_epochs": 0.3, "epochs": 3,
+        {"optimizer": "adamw", "base_lr": 2e-3, "lr_scaling": "none", "weight_decay": 1e-4, "warmup_epochs": 0.3, "epochs": 5,
          "batch_size": 256},
     ),
     "moco": (
