@@ -19,7 +19,7 @@ SCREENS = {
 def browser():
     """Headless Chromium: the system's, else Playwright's own."""
     try:
-        from playwright.sync_api import Error, sync_playwright
+        from playwright.sync_api import Error, expect, sync_playwright
     except ImportError:
         pytest.skip("needs Playwright: pip install playwright")
     found = next((path for n in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(n))), None)
@@ -28,6 +28,7 @@ def browser():
             browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
         except Error:
             pytest.skip("needs Chromium: apt-get install chromium, or playwright install chromium")
+        expect.set_options(timeout=60_000)  # the first question loads a model
         yield browser
         browser.close()
 
@@ -145,7 +146,7 @@ def test_a_long_result_holds_only_the_cells_in_sight(page):
         root.replaceChildren();
         const nothing = () => null;
         const grid = new Grid(root, { open: nothing, pick: nothing, more: nothing, isPicked: () => false });
-        grid.set(Array.from({ length: 10000 }, (_, i) => ({ name: `n${i}`, thumbnail: "/page/icon.svg", score: 0.5 })));
+        grid.set(Array.from({ length: 10000 }, (_, i) => ({ name: `n${i}`, thumbnail: "/page/icon.svg", score: null })));
         const top = root.querySelectorAll(".cell").length;
         scrollTo(0, root.offsetHeight / 2);
         await new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)));
