@@ -1,4 +1,4 @@
-"""Does balance teach? Long-tailed Fashion-MNIST, 2,000 items selected without labels, a linear probe on the balanced test set."""
+"""Does balance teach? Long-tailed Fashion-MNIST, 2,000 items selected without labels, a linear probe on the test set."""
 
 from __future__ import annotations
 
