@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,11 @@ def bare(spec: str, images: list[bytes], rounds: int) -> dict[str, float]:
     from vfm_ops.media.limits import Limits
 
     embedder = load_embedder(spec)
-    views = np.stack([embedder.view.apply(decode_image(data, Limits(), "image")) for data in images])
+
+    def view_of(data: bytes) -> np.ndarray:
+        return embedder.view.apply(decode_image(data, Limits(), "image"))
+
+    views = np.stack([view_of(data) for data in images])
     best = 0.0
     for batch in (8, 16, 32, 64):
         started, done = time.perf_counter(), 0
@@ -67,15 +72,15 @@ def bare(spec: str, images: list[bytes], rounds: int) -> dict[str, float]:
             for start in range(0, len(views), batch):
                 done += len(embedder.embed_images(views[start : start + batch]))
         best = max(best, done / (time.perf_counter() - started))
-    one = [_ms(lambda i=i: embedder.embed_images(views[i : i + 1])) for i in range(len(views))]
-    decoded = [_ms(lambda d=data: embedder.view.apply(decode_image(d, Limits(), "image"))) for data in images]
+    one = [_ms(partial(embedder.embed_images, views[i : i + 1])) for i in range(len(views))]
+    decoded = [_ms(partial(view_of, data)) for data in images]
     return {"rate": best, "one_ms": statistics.median(one), "decode_ms": statistics.median(decoded)}
 
 
 def _embedding(url: str, spec: str, images: list[bytes], floor: dict[str, float], quick: bool) -> list[dict[str, Any]]:
     with Client(url) as client:
         client.embed(images=images[:1], model=spec)
-        single = [_ms(lambda d=data: client.embed(images=[d], model=spec)) for data in images]
+        single = [_ms(partial(client.embed, images=[data], model=spec)) for data in images]
     overhead = statistics.median(single) - floor["one_ms"] - floor["decode_ms"]
     rows = [
         {

@@ -103,7 +103,7 @@ class Context:
             rows = self.lake.read(table, columns, filter=f"{key} = '{value}'").to_pylist()
             if rows:
                 return rows[0]
-        raise Problem(404, "", f"There is no such {table.removesuffix('s')} in the lake.")
+        raise no_such(table.removesuffix("s"))
 
     def frame_jpeg(self, frame_id: str) -> bytes:
         """The stored JPEG of a frame; of a still without one, the source's own bytes. Problem 404; MediaError."""
@@ -137,8 +137,17 @@ class Context:
         if body.text is not None:
             return (await model.embed_texts.remote([body.text]))[0]
         if body.frame_id is not None and body.box is None:
-            await asyncio.to_thread(self.frame_row, body.frame_id, ["frame_id"])
-            return await asyncio.to_thread(frame_vector, self.lake, column.name, body.frame_id)
+            if not _FRAME_ID.fullmatch(body.frame_id):
+                raise no_such("frame")
+            try:
+                return await asyncio.to_thread(frame_vector, self.lake, column.name, body.frame_id)
+            except UsageError:  # whose sentence is for the server's own user: it names the lake
+                raise Problem(404, "", "There is no such frame, or it has no vector of this model.") from None
         image = await self.image_bytes(body.image, body.frame_id)
         boxes = None if body.box is None else [body.box]
         return (await model.embed_images.remote([image], boxes))[0]
+
+
+def no_such(thing: str) -> Problem:
+    """The answer to an id of nothing."""
+    return Problem(404, "", f"There is no such {thing} in the lake.")
