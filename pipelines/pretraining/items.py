@@ -111,6 +111,14 @@ class MemoryItems:
         return [self.samples[int(i)] for i in indices]
 
 
+def captions_of(items: LakeItems | MemoryItems, place: int) -> list[str]:
+    """Captions of one item: none, one, or several."""
+    value: Any = None if items.captions is None else items.captions[int(place)]
+    if isinstance(value, pa.Scalar):
+        value = value.as_py()
+    return [text for text in (value if isinstance(value, list) else [value]) if text]
+
+
 @lru_cache(maxsize=4)
 def _frames(root: str, version: int) -> Any:
     """The open table, once in a process."""
@@ -159,6 +167,7 @@ def resolve(lake: Lake, plan: Plan, versions: dict[str, int] | None = None) -> C
     classes = tuple(str(c) for c in sorted(v for v in pc.unique(used["label"]).to_pylist() if v is not None))
     held_mask = _held_out(lake, pinned, plan, used, rows, bool(classes))
     train = _items(lake, pinned["frames"], used.filter(pa.array(~held_mask)), classes)
+    held: LakeItems | None
     if plan.run.eval_selection:
         others = _choose(lake, pinned, plan.run.eval_selection, rows)
         held = _items(lake, pinned["frames"], others, classes)
@@ -189,7 +198,7 @@ def _read_frames(lake: Lake, pinned: dict[str, int], plan: Plan) -> pa.Table:
         raise UsageError(f"{lake.root} stores no pictures: process it with jpeg.store=true")
     rows = rows.rename_columns([{v: k for k, v in own.items()}.get(c, c) for c in rows.column_names])
     for key in columns.keys() - own.keys():
-        values = assets.to_table(columns=["asset_id", columns[key]])
+        values = lake.table("assets", pinned["assets"]).to_table(columns=["asset_id", columns[key]])
         place = pc.index_in(rows["asset_id"], values["asset_id"].combine_chunks())
         rows = rows.append_column(key, values[columns[key]].combine_chunks().take(place.combine_chunks()))
     for key in ("label", "caption"):

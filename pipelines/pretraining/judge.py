@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipelines.pretraining.items import LakeItems, MemoryItems
+from pipelines.pretraining.items import LakeItems, MemoryItems, captions_of
 from vfm_ops.pretrain.data import CAPTION_TEMPLATES
 from vfm_ops.pretrain.evaluate import (
     evaluation_views,
@@ -102,8 +102,8 @@ class Judge:
             metrics["zero_shot"] = zero_shot_accuracy(
                 image_ND, class_CPD, torch.tensor(np.asarray(held.labels)[chosen])
             )
-        samples = None if held.captions is None else [_caption(held, i) for i in chosen]
-        if samples and all(samples):
+        samples = [text for place in chosen for text in captions_of(held, place)[:1]]
+        if len(samples) == len(chosen):
             distinct = sorted(set(samples))
             text_MD = _encode(objective, distinct, tokenize, length)
             place = {text: i for i, text in enumerate(distinct)}
@@ -122,12 +122,6 @@ def _spread(items: LakeItems | MemoryItems, most: int) -> np.ndarray:
 
 def _images(items: LakeItems | MemoryItems, places: np.ndarray) -> list[np.ndarray]:
     return [sample["image"] for sample in items.load(places.tolist())]
-
-
-def _caption(items: LakeItems | MemoryItems, place: int) -> str:
-    value = items.captions[int(place)] if items.captions is not None else None
-    value = value.as_py() if hasattr(value, "as_py") else value
-    return (value[0] if value else "") if isinstance(value, list) else (value or "")
 
 
 @torch.no_grad()

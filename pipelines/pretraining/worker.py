@@ -25,6 +25,7 @@ from pipelines.pretraining.feed import Slice, Views, ray_feed, thread_feed
 from pipelines.pretraining.history import History
 from pipelines.pretraining.judge import Judge
 from pipelines.pretraining.output import Output
+from pipelines.pretraining.pictures import draw
 from pipelines.pretraining.settings import RunSettings
 from vfm_ops.pretrain.export import export_timm
 from vfm_ops.pretrain.losses.collective import all_reduce_detached, rank, world_size
@@ -195,9 +196,15 @@ class Worker:
             export_timm(objective, folder, lineage)
             if self.output is not None:
                 self.output.put_folder(Path(folder), "model")
-        return self._end("done", "", metrics)
+        return self._end("done", "", metrics, draw(objective, self.views))
 
-    def _end(self, status: str, message: str, metrics: dict[str, float] | None = None) -> dict[str, Any] | None:
+    def _end(
+        self,
+        status: str,
+        message: str,
+        metrics: dict[str, float] | None = None,
+        pictures: dict[str, bytes] | None = None,
+    ) -> dict[str, Any] | None:
         if self.output is None:
             return None
         self.output.close()
@@ -205,6 +212,7 @@ class Worker:
         return {
             "status": status, "message": message, "step": self.stepper.step_index, "metrics": metrics or {},
             "resumed_at": self.resumed_at, "warning": collapse, "history": self.history.__dict__,
+            "pictures": pictures or {},
         }  # fmt: skip
 
 
