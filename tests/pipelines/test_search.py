@@ -138,7 +138,9 @@ def test_an_image_is_embedded_by_the_columns_own_model_runtime_and_precision(lak
     (tmp_path / "q.jpg").write_bytes(jpeg(77))
     result = search(lake, Query(image=str(tmp_path / "q.jpg")), k=5)
     assert_same(result.hits, brute_force(lake, PLAIN, vectors(77, 1)[0], 5))
-    assert FakeEmbedder.loaded == [(PLAIN, {"runtime": "torch", "precision": "exact", "preprocess": "fast"})]
+    assert FakeEmbedder.loaded == [
+        (PLAIN, {"device": "auto", "runtime": "torch", "precision": "exact", "preprocess": "fast"})
+    ]
     other = search(lake, Query(image=str(tmp_path / "q.jpg")), model=TEXTUAL, k=5)
     assert_same(other.hits, brute_force(lake, TEXTUAL, vectors(77, 1)[0], 5))
 
