@@ -1,0 +1,61 @@
+"""`vfm pretrain` as a user types it."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from jobs.cli import main
+from tests.pipelines.picture_lake import picture_lake
+from tests.vfm_ops.pretrain.tiny import TINY
+
+
+@pytest.fixture
+def lake(tmp_path) -> str:
+    """Twenty-four captioned pictures."""
+    return picture_lake(tmp_path / "lake", 24).root
+
+
+def settings(objective: str) -> list[str]:
+    pairs = [f"model.{k}={json.dumps(v)}" for k, v in TINY[objective].items()]
+    pairs += ["batch_size=8", "epochs=1", "warmup_epochs=0", "base_lr=1e-3", "holdout=0.2", "cpus_per_worker=1"]
+    return [part for pair in pairs for part in ("--set", pair)]
+
+
+def test_clip_from_captions_ends_with_zero_shot_and_a_model(ray_local, lake, tmp_path, capsys):
+    command = ["pretrain", "--objective", "clip", "--lake", lake, "--out", str(tmp_path / "out"), *settings("clip")]
+    assert main([*command, "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["status"] == "done"
+    assert {"zero_shot", "image_to_text_recall_1", "probe"} <= facts["metrics"].keys()
+    assert (tmp_path / "out" / "model" / "model.safetensors").exists()
+    assert (tmp_path / "out" / "tokenizer" / "tokenizer.json").exists()
+    assert main(command) == 0
+    assert "this run was already finished" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--objective", "simlcr"], "did you mean simclr"),
+        (["--objective", "simclr", "--set", "caption=x"], "did you mean caption_column"),
+        (["--objective", "mae", "--workers", "3"], "not divisible by 3 workers"),
+        (["--objective", "mae", "--preset", "small"], "batch_size 256 is more than the"),
+        (["--objective", "mae", "--selection", "none"], "has no selection 'none'"),
+        (["--recipe", "/nowhere.yaml"], "there is no recipe /nowhere.yaml"),
+    ],
+)
+def test_a_wrong_command_is_one_line_exit_code_2_and_writes_nothing(lake, tmp_path, capsys, arguments, message):
+    assert main(["pretrain", "--lake", lake, "--out", str(tmp_path / "out"), *arguments]) == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_keys_lists_every_setting_of_an_objective(capsys):
+    assert main(["pretrain", "--lake", "x", "--objective", "dino", "--keys"]) == 0
+    out = capsys.readouterr().out
+    for line in ("prototypes: 65536", "centre_momentum: 0.9", "batch_size: 1024", "fsdp: false"):
+        assert line in out

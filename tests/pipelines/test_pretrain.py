@@ -1,0 +1,348 @@
+"""A pretraining run reads what it says, in the order it says, survives what may happen to it, and leaves a model that works."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipelines.lake import Lake
+from pipelines.pretrain import pretrain, run_prepared
+from pipelines.pretraining.feed import Slice, Views, ray_feed, thread_feed
+from pipelines.pretraining.history import History
+from pipelines.pretraining.items import Corpus, MemoryItems, resolve
+from pipelines.pretraining.page import render_page
+from pipelines.pretraining.prepare import prepare, prepare_corpus
+from pipelines.pretraining.settings import Plan, RunSettings, make_plan
+from tests.pipelines.picture_lake import picture_lake, select
+from tests.vfm_ops.pretrain.tiny import TINY, build, samples, tokenizer
+from vfm_ops.errors import UsageError
+from vfm_ops.pretrain.fit import fit
+from vfm_ops.pretrain.step import TrainingDiverged
+
+TRAINING = ("batch_size=8", "epochs=2", "warmup_epochs=0.5", "base_lr=1e-3", "lr_scaling=none", "monitor_every=2")
+
+
+def tiny_plan(objective: str, *overrides: str, workers: str = "1", selection: str | None = None) -> Plan:
+    """Eight images a step, two epochs, the two-block backbone of the objectives' own tests."""
+    model = [f"model.{key}={json.dumps(value)}" for key, value in TINY[objective].items() if key != "classes"]
+    run = ("cpus_per_worker=1", "evaluations=1", "trace_ids=true")
+    return make_plan(objective, selection=selection, overrides=[*model, *TRAINING, *run, *overrides], workers=workers)
+
+
+@pytest.fixture(scope="module")
+def lake(tmp_path_factory) -> Lake:
+    """48 labelled and captioned pictures."""
+    return picture_lake(tmp_path_factory.mktemp("pretrain") / "lake")
+
+
+@pytest.fixture
+def corpus() -> Corpus:
+    """24 pictures in memory, so that `fit` can be the oracle."""
+    return Corpus(MemoryItems(samples()), MemoryItems(samples(12)), ("red", "green", "blue"), {}, "memory", 0)
+
+
+def losses(out: Path, step: int) -> list[float]:
+    history = History.load(out / "train" / f"step-{step:08d}" / "history.json")
+    assert [row["step"] for row in history.steps] == list(range(step))
+    return [row["loss"] for row in history.steps]
+
+
+def traced(out: Path) -> dict[int, list[str]]:
+    """Ids of each step, ranks one after the other."""
+    steps: dict[int, list[str]] = {}
+    for path in sorted((out / "ids").iterdir()):
+        steps.setdefault(int(path.name[5:13]), []).extend(json.loads(path.read_text()))
+    return steps
+
+
+# -- the feed ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_ranks_together_read_the_samples_of_one_rank_in_its_order(world):
+    alone = [place for step in range(7) for place in Slice(0, 1, 8, 20, 3).places(step)]
+    together = [
+        place for step in range(7) for rank in range(world) for place in Slice(rank, world, 8, 20, 3).places(step)
+    ]
+    assert together == alone
+    for epoch in range(2):
+        assert sorted(i for e, i in alone if e == epoch) == list(range(20)), "each sample once an epoch, none dropped"
+
+
+def test_threads_and_ray_data_make_the_same_batches(ray_local, lake):
+    import ray
+
+    plan = tiny_plan("simclr")
+    objective = build("simclr")
+    items = resolve(lake, plan).train
+    views = Views(items, objective.view_plan(objective.config), 0)
+    part = Slice(1, 2, 8, len(items), 0)
+    threads = list(thread_feed(views, part, 2, 5, threads=3, prefetch=2))
+    remote = list(ray_feed(ray.put(views), part, 2, 5))
+    assert len(threads) == len(remote) == 3
+    for (mine, mine_ids), (theirs, their_ids) in zip(threads, remote, strict=True):
+        assert mine_ids == their_ids
+        assert len(mine_ids) == 4
+        assert mine.keys() == theirs.keys()
+        for key in mine:
+            assert np.array_equal(mine[key], theirs[key])
+
+
+def test_an_undecodable_frame_is_replaced_so_that_the_batch_stays_full(tmp_path):
+    lake = picture_lake(tmp_path / "lake", 8)
+    lake.update("frames", {"jpeg": "X'00'"}, "frame_id LIKE '%3:0'")
+    items = resolve(lake, tiny_plan("simclr", "holdout=0")).train
+    assert [s["id"][31:] for s in items.load([2, 3, 4])] == ["2:0", "4:0", "4:0"]
+    assert [int(items.load([3])[0]["label"])] == [int(items.labels[4])]
+
+
+def test_items_follow_the_selection_in_frame_order_with_their_labels(tmp_path):
+    lake = picture_lake(tmp_path / "lake", 12)
+    chosen = [f"{i:032x}:0" for i in (7, 2, 9, 4)]
+    select(lake, "four", chosen)
+    corpus = resolve(lake, tiny_plan("simclr", "holdout=0", selection="four"))
+    read = corpus.train.load(range(4))
+    assert [s["id"] for s in read] == sorted(chosen)
+    assert [corpus.classes[s["label"]] for s in read] == ["blue", "green", "green", "red"]
+    assert [s["caption"] for s in read] == [f"a {corpus.classes[s['label']]} square" for s in read]
+
+
+def test_held_out_assets_are_in_neither_training_nor_lost(lake):
+    corpus = resolve(lake, tiny_plan("simclr", "holdout=0.3"))
+    train, held = ({s["id"] for s in part.load(range(len(part)))} for part in (corpus.train, corpus.held))
+    assert not train & held
+    assert len(train) + len(held) == 48
+    assert 5 <= len(held) <= 24
+
+
+# -- whole runs --------------------------------------------------------------------------------------------------------
+
+
+def test_a_lake_becomes_a_model_that_embeds_with_its_card_and_curves(ray_local, lake, tmp_path):
+    out = tmp_path / "out"
+    summary = pretrain(lake, tiny_plan("supervised", "holdout=0.2", "epochs=3"), str(out))
+    assert summary.status == "done"
+    assert summary.step == summary.total_steps == round(3 * summary.samples / 8)
+    assert summary.metrics["probe"] > 0.9, "colours are easy"
+    assert {"knn", "effective_rank"} <= summary.metrics.keys()
+    from vfm_ops.embed import Embedder
+
+    embedder = Embedder(f"timm:{out}/model")
+    assert embedder.dim == 24
+    card = (out / "model" / "README.md").read_text()
+    for fact in (
+        "pretrained by supervised",
+        f"all frames of {lake.root}",
+        "table frames: version",
+        "probe",
+        '"batch_size": 8',
+    ):
+        assert fact in card, fact
+    page = (out / "report.html").read_text()
+    assert page.count("<polyline") >= 4
+    assert "http" not in page.split("Lineage")[0], "nothing is loaded from elsewhere"
+    assert list((out / "tensorboard").iterdir())
+    assert pretrain(lake, tiny_plan("supervised", "holdout=0.2", "epochs=3"), str(out)).message.startswith(
+        "this run was"
+    )
+
+
+def test_interrupted_and_resumed_run_equals_an_uninterrupted_one(ray_local, corpus, tmp_path):
+    """On one worker to 1e-6; its last third then on two workers with sharded weights: the same ids, nearly the same losses."""
+    plan = tiny_plan("mae")
+    whole = [row["loss"] for row in fit(build("mae"), samples(), plan.train_config, tokenizer())]
+    for stop in (2, 4):
+        part = run_prepared(prepare_corpus(corpus, tiny_plan("mae", f"until_step={stop}"), str(tmp_path), {}))
+        assert (part.status, part.step, part.resumed_at) == ("stopped", stop, max(0, stop - 2))
+    assert losses(tmp_path, 4) == pytest.approx(whole[:4], rel=1e-6)
+    last = run_prepared(prepare_corpus(corpus, tiny_plan("mae", "fsdp=true", workers="2"), str(tmp_path), {}))
+    assert (last.status, last.resumed_at) == ("done", 4)
+    assert losses(tmp_path, 6) == pytest.approx(whole, rel=1e-4)
+    expected = {s: [str(i) for _, i in Slice(0, 1, 8, 24, 0).places(s)] for s in range(6)}
+    assert traced(tmp_path) == expected
+    assert sorted(p.name for p in (tmp_path / "train").glob("step-*")) == ["step-00000005", "step-00000006"]
+
+
+@dataclass(frozen=True)
+class DyingItems(MemoryItems):
+    """Kills the process that reads sample 3 for the second time: in the second epoch, once."""
+
+    marks: str = ""
+
+    def load(self, indices):
+        """As in memory."""
+        if 3 in indices:
+            first, second = Path(self.marks, "first"), Path(self.marks, "second")
+            if not first.exists():
+                first.touch()
+            elif not second.exists():
+                second.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+        return super().load(indices)
+
+
+def test_a_killed_worker_costs_the_steps_since_the_last_checkpoint_and_nothing_else(ray_local, corpus, tmp_path):
+    out, marks = tmp_path / "out", tmp_path / "marks"
+    marks.mkdir()
+    plan = tiny_plan("simclr", "checkpoint_every=1", "prefetch=1", "feed_threads=1", "evaluations=0", "max_failures=1")
+    dying = Corpus(DyingItems(samples(), str(marks)), None, corpus.classes, {}, "memory", 0)
+    summary = run_prepared(prepare_corpus(dying, plan, str(out), {}))
+    assert (marks / "second").exists(), "the worker was killed"
+    assert summary.status == "done"
+    whole = fit(build("simclr"), samples(), plan.train_config)
+    assert losses(out, 6) == pytest.approx([row["loss"] for row in whole], rel=1e-6)
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_checkpoint(ray_local, corpus, tmp_path):
+    plan = tiny_plan("mae", "base_lr=1e30", "warmup_epochs=0.4", "checkpoint_every=1", "evaluations=0")
+    with pytest.raises(TrainingDiverged, match=r"loss became (nan|inf) at step \d .* checkpoints are in"):
+        run_prepared(prepare_corpus(corpus, plan, str(tmp_path), {}))
+    kept = sorted((tmp_path / "train").glob("step-*"))
+    assert kept
+    assert np.isfinite(losses(tmp_path, int(kept[-1].name[5:]))).all()
+    assert not (tmp_path / "model").exists()
+
+
+# -- bad input ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def no_ray(monkeypatch):
+    """Fails the test when Ray would be started."""
+    import ray
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("Ray must not be started for a wrong command")
+
+    monkeypatch.setattr(ray, "init", refuse)
+
+
+@pytest.mark.parametrize(
+    ("objective", "overrides", "message"),
+    [
+        (
+            "clip",
+            ["caption_column=text"],
+            r"caption_column: neither frames nor assets has a column text; they have .*caption",
+        ),
+        ("clip", ["caption_column=uri_"], "neither frames nor assets has a column uri_"),
+        (
+            "simclr",
+            ["backbone=vit_tinny_patch16_224"],
+            "unknown backbone 'vit_tinny_patch16_224'.* did you mean vit_tiny",
+        ),
+        ("simclr", ["label_column=jpeg"], "column jpeg is large_binary; a label is text or a whole number"),
+        ("simclr", ["batch_size=64"], "batch_size 64 is more than the"),
+        ("moco", ["queue=30"], "queue of 30 keys is not divisible by the global batch 8"),
+        ("supervised", ["classes=2"], "classes=2, but there are 3 different labels"),
+        ("simclr", ["eval_selection=none"], "has no selection 'none'"),
+        ("clip", ["vocabulary=64", "tokenizer=/nowhere"], "no tokenizer in /nowhere"),
+    ],
+)
+def test_wrong_settings_are_named_before_ray_starts(no_ray, lake, tmp_path, objective, overrides, message):
+    with pytest.raises(UsageError, match=message):
+        prepare(lake, tiny_plan(objective, *overrides), str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"objective": "simlcr"}, "unknown objective 'simlcr'.*did you mean simclr"),
+        ({"objective": "simclr", "preset": "tiny"}, "unknown preset 'tiny'"),
+        ({"objective": "simclr", "overrides": ["batchsize=8"]}, "no key batchsize; did you mean batch_size"),
+        ({"objective": "simclr", "overrides": ["run.worker=2"]}, "unknown key worker; did you mean workers"),
+        ({"objective": "simclr", "overrides": ["temperature=-1"]}, "temperature: input should be greater than 0"),
+        ({"objective": "simclr", "overrides": ["batch_size"]}, "write it as key=value"),
+        ({"objective": "simclr", "overrides": ["batch_size=30"], "workers": "4"}, "not divisible by 4 workers"),
+        ({"objective": "simclr", "overrides": ["batch_size=8"], "workers": "2-4"}, "not divisible by 3 workers"),
+        ({"objective": "simclr", "workers": "many"}, "write a number, or MIN-MAX"),
+        ({"objective": "simclr", "workers": "4-2"}, r"run: workers: write a number from 1, or \[min, max\]"),
+        ({}, "which objective"),
+    ],
+)
+def test_wrong_arguments_are_named(arguments, message):
+    with pytest.raises(UsageError, match=message):
+        make_plan(**arguments)
+
+
+def test_a_lake_without_what_the_objective_reads_is_refused(no_ray, tmp_path):
+    bare = picture_lake(tmp_path / "bare", 12, labels=False, captions=False)
+    with pytest.raises(UsageError, match=r"clip needs captions, and column caption of .* holds none"):
+        prepare(bare, tiny_plan("clip"), str(tmp_path / "out"))
+    with pytest.raises(UsageError, match=r"supervised needs labels, and column label of .* holds none"):
+        prepare(bare, tiny_plan("supervised"), str(tmp_path / "out"))
+    with pytest.raises(UsageError, match="has no frames yet: run vfm process"):
+        prepare(Lake.create(tmp_path / "empty"), tiny_plan("simclr"), str(tmp_path / "out"))
+
+
+def test_a_selection_that_no_longer_resolves_is_refused(no_ray, tmp_path):
+    lake = picture_lake(tmp_path / "lake", 12)
+    select(lake, "some", [f"{i:032x}:0" for i in range(10)])
+    lake.delete("frames", "frame_id", [f"{5:032x}:0"])
+    with pytest.raises(UsageError, match=rf"no longer resolves: 1 of its frames, such as {5:032x}:0"):
+        prepare(lake, tiny_plan("simclr", selection="some"), str(tmp_path / "out"))
+    with pytest.raises(UsageError, match="has no selection 'other'"):
+        prepare(lake, tiny_plan("simclr", selection="other"), str(tmp_path / "out"))
+
+
+def test_a_checkpoint_of_another_config_is_refused_by_name(no_ray, lake, tmp_path):
+    ready = prepare(lake, tiny_plan("simclr"), str(tmp_path))
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "checkpoint_manager_snapshot.json").write_text("{}")
+    (tmp_path / "run.json").write_text(json.dumps(ready.header))
+    prepare(lake, tiny_plan("simclr", "accumulate=2", "keep=5"), str(tmp_path))  # these may change
+    for change, message in (("temperature=0.3", "temperature was 0.1, now 0.3"), ("base_lr=0.5", "base_lr was 0.001")):
+        with pytest.raises(UsageError, match=message):
+            prepare(lake, tiny_plan("simclr", change), str(tmp_path))
+    with pytest.raises(UsageError, match="objective was 'simclr', now 'mae'"):
+        prepare(lake, tiny_plan("mae"), str(tmp_path))
+
+
+def test_a_resumed_run_reads_the_rows_of_the_run_it_resumes(no_ray, tmp_path):
+    lake, out = picture_lake(tmp_path / "lake", 24), tmp_path / "out"
+    first = prepare(lake, tiny_plan("simclr"), str(out))
+    (out / "train").mkdir(parents=True)
+    (out / "train" / "checkpoint_manager_snapshot.json").write_text("{}")
+    (out / "run.json").write_text(json.dumps(first.header))
+    lake.delete("frames", "frame_id", [f"{5:032x}:0"])
+    again = prepare(lake, tiny_plan("simclr"), str(out))
+    ids = [[s["id"] for s in r.corpus.train.load(range(len(r.corpus.train)))] for r in (first, again)]
+    assert ids[0] == ids[1]
+    assert f"{5:032x}:0" in ids[1]
+
+
+# -- what it leaves ----------------------------------------------------------------------------------------------------
+
+
+def test_history_of_a_long_run_stays_small_and_keeps_its_ends():
+    history = History()
+    for step in range(50_000):
+        history.add({"step": step, "loss": 1.0})
+    assert len(history.steps) <= 10_001
+    assert history.steps[0]["step"] == 0
+    assert history.steps[-1]["step"] >= 49_990
+
+
+def test_page_escapes_what_users_named():
+    history = History(steps=[{"step": 0, "loss": 1.0}, {"step": 1, "loss": float("nan")}, {"step": 2, "loss": 0.5}])
+    page = render_page("<b>", history, {"probe": 0.5}, {"selection": "<script>"}, warning="<i>")
+    assert "<script>" not in page
+    assert "<b>&lt;" not in page
+    assert "nan" not in page
+
+
+def test_the_recipe_writes_every_key_out_with_its_default():
+    import yaml
+
+    recipe = Path(__file__).parents[2] / "jobs" / "recipes" / "pretrain.yaml"
+    written = yaml.safe_load(recipe.read_text())["run"]
+    assert RunSettings(**written) == RunSettings()
+    assert set(written) == set(RunSettings.model_fields)
+    assert make_plan(recipe=str(recipe)).objective == "simclr"
