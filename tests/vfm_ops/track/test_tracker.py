@@ -302,3 +302,20 @@ def test_an_image_encoder_in_another_runtime_gives_the_same_masks(model, frames,
         a, b = (x.track(frames[t], prompts=FOUR[:2] if t == 0 else ()) for x in (fast, plain))
         assert np.array_equal(a.visible, b.visible)
         assert (a.logits_Nhw.clamp(min=-100) - b.logits_Nhw.clamp(min=-100)).abs().max() < 0.1
+
+
+def test_a_network_in_bfloat16_tracks_all_kinds_of_prompts(frames):
+    """What runs on a card: every prompt kind, memory and state in the lower precision, close to float32 where both begin."""
+    from tests.vfm_ops.track.conftest import tiny_model
+    from vfm_ops.track.network import Sam2Network
+
+    low = Sam2Tracker(Sam2Network(tiny_model(), dtype=torch.bfloat16))
+    full = Sam2Tracker(Sam2Network(tiny_model()))
+    first = [tracker.track(frames[0], prompts=FOUR) for tracker in (low, full)]
+    assert first[0].logits_Nhw.dtype == torch.float32
+    agreement = ((first[0].logits_Nhw > 0) == (first[1].logits_Nhw > 0)).float().mean()
+    assert agreement > 0.9
+    for t in range(1, 4):
+        assert torch.isfinite(low.track(frames[t]).logits_Nhw).all()
+    again = Sam2Tracker.from_bytes(low.network, low.to_bytes())
+    assert torch.equal(again.track(frames[4]).logits_Nhw, low.track(frames[4]).logits_Nhw)

@@ -62,9 +62,15 @@ class Both:
         assert 0.02 < np.mean(self.foreground) < 0.98, "the masks are trivial: this test would show nothing"
 
 
-def test_four_objects_keep_transformers_masks_over_200_real_frames(model, network, frames):
-    both = Both(model, network, frames)
+def test_four_objects_keep_transformers_masks_over_200_real_frames(exact, frames):
+    both = Both(*exact, frames)
     both.run({0: FOUR}, range(200))
+    both.assert_worth_comparing()
+
+
+def test_four_objects_keep_transformers_masks_in_float32(model, network, frames):
+    both = Both(model, network, frames[:20])
+    both.run({0: FOUR}, range(20))
     both.assert_worth_comparing()
 
 
