@@ -27,7 +27,7 @@ from pipelines.curation import clusters, duplicates
 from pipelines.curation.carry import Base, carry_over, load_base
 from pipelines.curation.clusters import ClusterState
 from pipelines.curation.fates import Fates
-from pipelines.curation.items import choose_column, load_items
+from pipelines.curation.items import choose_column, give_back_memory, load_items
 from pipelines.curation.outside import drop_contaminated
 from pipelines.curation.pool import Pool, check_usable
 from pipelines.curation.quality import drop_low_quality
@@ -150,6 +150,7 @@ def decide(
         for step, work_on in STEPS:
             with clock.step(step, pool, funnel):
                 work_on(pool)
+        give_back_memory()
         drawn, state = _choose(pool, base, clock, funnel, _key(recipe, column, versions, None), work)
     settle_kept(pool, drawn, state)
     return Decision(pool, drawn, state, base, funnel)
