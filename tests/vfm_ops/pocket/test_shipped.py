@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -20,24 +22,32 @@ def two_threads():
     torch.set_num_threads(before)
 
 
+def shipped(family: str) -> Path:
+    """A shipped model's directory; skips the test of one that this version does not ship."""
+    try:
+        return pocket_path(family)
+    except WeightsUnavailable as e:
+        pytest.skip(str(e))
+
+
 @pytest.fixture(scope="module")
 def clip_pair():
-    return RECIPES["pocket-clip"]().load(pocket_path("clip"))
+    return RECIPES["pocket-clip"]().load(shipped("clip"))
 
 
 @pytest.fixture(scope="module")
 def owl_pair():
-    return RECIPES["pocket-owl"]().load(pocket_path("owlvit"))
+    return RECIPES["pocket-owl"]().load(shipped("owlvit"))
 
 
 @pytest.fixture(scope="module")
 def sam2_model():
-    return RECIPES["pocket-sam2"]().load(pocket_path("sam2"))
+    return RECIPES["pocket-sam2"]().load(shipped("sam2"))
 
 
-def test_all_ship_in_twelve_megabytes_with_cards():
-    for name in POCKET.values():
-        card = (pocket_path(name) / "README.md").read_text()
+def test_what_ships_has_cards_and_fits_in_twelve_megabytes():
+    for folder in (f for f in map(WEIGHTS.joinpath, POCKET.values()) if f.is_dir()):
+        name, card = folder.name, (folder / "README.md").read_text()
         assert f"python -m jobs.pocket {name}" in card
         assert "Seed:" in card
     total = sum(f.stat().st_size for f in WEIGHTS.rglob("*") if f.is_file())
@@ -50,14 +60,15 @@ def test_unknown_and_missing_models_say_what_to_do(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("vfm_ops.pocket.WEIGHTS", tmp_path)
     with pytest.raises(WeightsUnavailable, match="reinstall"):
         pocket_path("clip")
-    monkeypatch.undo()
-    assert pocket_path("clip") == pocket_path("pocket-clip")
+    (tmp_path / "pocket-clip").mkdir()
+    (tmp_path / "pocket-clip" / "config.json").touch()
+    assert pocket_path("clip") == pocket_path("pocket-clip") == tmp_path / "pocket-clip"
 
 
 def test_processors_feed_the_models_the_pixels_they_were_trained_on(clip_pair):
     from transformers import CLIPProcessor
 
-    processor = CLIPProcessor.from_pretrained(pocket_path("clip"))
+    processor = CLIPProcessor.from_pretrained(shipped("clip"))
     scene = image(World(seed=1, height=96, width=96), 0)
     pixels = processor(images=scene.rgb, return_tensors="pt").pixel_values
     expected = torch.from_numpy(scene.rgb).permute(2, 0, 1)[None] / 127.5 - 1
