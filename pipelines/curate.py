@@ -27,13 +27,13 @@ from pipelines.curation import clusters, duplicates
 from pipelines.curation.carry import Base, carry_over, load_base
 from pipelines.curation.clusters import ClusterState
 from pipelines.curation.fates import Fates
-from pipelines.curation.items import choose_column, give_back_memory, load_items
+from pipelines.curation.items import choose_column, load_items
 from pipelines.curation.outside import drop_contaminated
 from pipelines.curation.pool import Pool, check_usable
 from pipelines.curation.quality import drop_low_quality
 from pipelines.curation.recipe import CurationRecipe
 from pipelines.curation.rows import selection_rows, settle_kept
-from pipelines.curation.vectors import Actors, Vectors, VectorSource, choose_backend, vector_dim
+from pipelines.curation.vectors import Actors, Vectors, VectorSource, choose_backend, give_back_memory, vector_dim
 from pipelines.curation.videos import drop_video_copies
 from pipelines.lake import SCHEMAS, Lake, Lease, new_run_id
 from pipelines.search import Column

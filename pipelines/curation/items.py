@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipelines.curation.vectors import give_back_memory
 from pipelines.filters import split_filter
 from pipelines.lake import SCHEMAS, Lake
 from pipelines.lake.query import check_filter
@@ -101,13 +100,6 @@ def load_items(lake: Lake, version: int, assets_version: int, where: str | None 
     del table
     give_back_memory()
     return items
-
-
-def give_back_memory() -> None:
-    """Returns what reading left in the allocators to the system: at millions of items it is more than clustering needs."""
-    pa.default_memory_pool().release_unused()
-    with contextlib.suppress(OSError, AttributeError):  # only glibc has it
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _compact(batch: pa.RecordBatch) -> pa.RecordBatch:

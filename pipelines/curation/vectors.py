@@ -7,6 +7,8 @@ workers gives the same bits.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import uuid
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,9 +20,11 @@ import numpy as np
 import pyarrow as pa
 
 from pipelines.lake import Lake
-from vfm_ops.curate.blocks import BLOCK_ROWS, Block, BlockStep, one_torch_thread, take_rows
+from vfm_ops.curate.blocks import Block, BlockStep, one_torch_thread, take_rows
 from vfm_ops.curate.kmeans import available_cores
 
+BLOCK_ROWS = 8192
+"""Rows read at once. Part of what a selection is a function of: sums are rounded block by block."""
 CACHE_BYTES = 256 << 20
 RAY_ROWS = 100_000
 """Fewer vectors than these are done before an actor has started."""
@@ -123,6 +127,8 @@ class Vectors:
                     yield running.pop(0).result()
             while running:
                 yield running.pop(0).result()
+        if not self.cached:
+            give_back_memory()
 
     def _one(self, number: int, step: BlockStep, broadcast: Any) -> Any:
         block = self._blocks.get(number) or self.chunks[number].load(self.source)
@@ -198,6 +204,13 @@ class BlockWorker:
             if cached:
                 self.blocks[chunk.start] = block
             yield step.map(block, broadcast)
+
+
+def give_back_memory() -> None:
+    """Returns freed memory to the system: what reading millions of rows leaves in the allocators is more than work needs."""
+    pa.default_memory_pool().release_unused()
+    with contextlib.suppress(OSError, AttributeError):  # only glibc has it
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def limit_thread() -> None:
