@@ -138,8 +138,9 @@ def make_model(clip: Any) -> Any:
     if missing:
         raise ValueError(f"pocket-clip lacks {missing}")
     # A prior of one phrase in a few hundred patches, so that the first steps aren't spent on silencing everything.
-    torch.nn.init.constant_(model.class_head.logit_shift.bias, -0.5)
-    torch.nn.init.constant_(model.class_head.logit_scale.bias, 9.0)
+    for head, start in ((model.class_head.logit_shift, -0.5), (model.class_head.logit_scale, 9.0)):
+        torch.nn.init.zeros_(head.weight)
+        torch.nn.init.constant_(head.bias, start)
     return model
 
 
