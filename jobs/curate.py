@@ -11,6 +11,7 @@ from rich.console import Console
 
 from jobs.cli import run
 from jobs.process import JsonOption, LakeOption, SetOption
+from pipelines.curation.allocator import share_one_heap
 from pipelines.curation.recipe import load_curation_recipe
 from pipelines.lake import Lake
 
@@ -29,6 +30,7 @@ def command(
     as_json: JsonOption = False,
 ) -> int:
     """Deduplicates, decontaminates, clusters, balances and explains. A second run decides new items only."""
+    share_one_heap()
     plan = load_curation_recipe(recipe, set_ or [])
     target = Lake.open(lake)
     if reproduce:

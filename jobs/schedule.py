@@ -14,8 +14,8 @@ from zoneinfo import ZoneInfo
 import typer
 
 from jobs.cli import run
+from jobs.keeper import Schedule, ScheduleStore, cron_trigger, keep
 from jobs.process import JsonOption
-from pipelines.schedule import Schedule, ScheduleStore, cron_trigger, keep
 from vfm_ops.errors import UsageError
 
 _STATE = "~/.vfm/schedule.sqlite"

@@ -44,8 +44,9 @@ class Committer:
         """Takes one RESULT row; commits when the last commit is long enough ago."""
         for table, fragments in json.loads(result["fragments"]).items():
             self._fragments.setdefault(table, []).extend(fragments)
-        for table, rows in json.loads(result["rows"]).items():
-            self._rows[table].update(rows)
+        rows = json.loads(result["rows"])
+        for table, counted in rows.items():
+            self._rows[table].update(counted)
         for asset_id, (count, message) in json.loads(result["failed"]).items():
             self._failed[asset_id] += count
             self._messages.setdefault(asset_id, message)
@@ -56,7 +57,7 @@ class Committer:
         if self._first_result_at is None:
             self._first_result_at = self._last_result_at
         else:
-            self._steady_frames += sum(json.loads(result["rows"])["frames"].values())
+            self._steady_frames += sum(rows["frames"].values())
         for outcome in map(json.loads, result["outcomes"]):
             self.add_outcome(outcome)
         if time.monotonic() - self._committed_at >= COMMIT_EVERY_S:

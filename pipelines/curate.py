@@ -24,6 +24,7 @@ import pyarrow.compute as pc
 
 from pipelines import selections
 from pipelines.curation import clusters, duplicates
+from pipelines.curation.allocator import give_back_memory
 from pipelines.curation.carry import Base, carry_over, load_base
 from pipelines.curation.clusters import ClusterState
 from pipelines.curation.fates import Fates
@@ -33,7 +34,7 @@ from pipelines.curation.pool import Pool, check_usable
 from pipelines.curation.quality import drop_low_quality
 from pipelines.curation.recipe import CurationRecipe
 from pipelines.curation.rows import selection_rows, settle_kept
-from pipelines.curation.vectors import Actors, Vectors, VectorSource, choose_backend, give_back_memory, vector_dim
+from pipelines.curation.vectors import Actors, Vectors, VectorSource, choose_backend, vector_dim
 from pipelines.curation.videos import drop_video_copies
 from pipelines.lake import SCHEMAS, Lake, Lease, new_run_id
 from pipelines.search import Column
@@ -153,6 +154,7 @@ def decide(
         give_back_memory()
         drawn, state = _choose(pool, base, clock, funnel, _key(recipe, column, versions, None), work)
     settle_kept(pool, drawn, state)
+    give_back_memory()
     return Decision(pool, drawn, state, base, funnel)
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipelines.frames import Outcome, frame_rows
-from pipelines.recipe import Recipe, Shots
+from pipelines.recipe import Recipe
 from pipelines.sources import RowReader, media_source
 from vfm_ops.errors import MediaError
 from vfm_ops.media.frame import DecodeSettings, Frame
@@ -24,10 +24,9 @@ from vfm_ops.media.limits import Limits
 from vfm_ops.media.probe import Probe
 from vfm_ops.media.sampling import Sampling
 from vfm_ops.media.sandbox import Sandbox
-from vfm_ops.media.shots import ContentDetector, Shot, ShotDetector, detect_shots
+from vfm_ops.media.shots import Shot, detect_shots, shot_detector
 from vfm_ops.media.sniff import IMAGE_FORMATS, sniff
 from vfm_ops.media.source import MediaSource
-from vfm_ops.media.transnet import TransNetV2Detector, transnet_weights
 from vfm_ops.media.view import View
 
 ROWS = 32  # frames in one working table
@@ -144,7 +143,9 @@ class DecodeAssets:
         self, source: MediaSource, probe: Probe, wanted: np.ndarray | None, outcome: Outcome
     ) -> tuple[list[Shot], list[Frame], MediaError | None]:
         """Shots from every frame's thumbnail; `wanted` frames are kept from the same pass, when they are few."""
-        detector = make_detector(self.recipe.shots, probe.fps)
+        settings = self.recipe.shots
+        shortest = max(1, round(settings.min_length_s * probe.fps))
+        detector = shot_detector(settings.detector, threshold=settings.threshold, min_length=shortest)
         held: list[Frame] = []
         damage: list[MediaError] = []
 
@@ -236,15 +237,6 @@ def interleave(makers: list[Callable[[], Iterable[Any]]], workers: int) -> Itera
 
 
 _DONE = object()
-
-
-def make_detector(settings: Shots, fps: float) -> ShotDetector:
-    """The recipe's shot detector for one video. WeightsUnavailable for `transnetv2` without its package."""
-    name, own = settings.detector, settings.threshold
-    if name == "transnetv2" or (name == "auto" and transnet_weights() is not None):
-        return TransNetV2Detector() if own is None else TransNetV2Detector(threshold=own)
-    shortest = max(1, round(settings.min_length_s * fps))
-    return ContentDetector(min_length=shortest) if own is None else ContentDetector(own, shortest)
 
 
 class StillShots:

@@ -7,7 +7,7 @@ where an op failed on it. After an asset's frames comes its closing row: `outcom
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -152,8 +152,3 @@ def is_frame(rows: pa.Table) -> pa.ChunkedArray:
 def drop_views(rows: pa.Table, name: str) -> pa.Table:
     """The table without the pixels that a model has seen."""
     return rows.drop_columns([c for c in (view_column(name), shape_column(name)) if c in rows.schema.names])
-
-
-def concat(tables: Iterable[pa.Table]) -> pa.Table:
-    """Concatenation of working tables of one schema."""
-    return pa.concat_tables(list(tables))

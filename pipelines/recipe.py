@@ -162,7 +162,7 @@ class Recipe(_Section):
 
 def load_recipe(path: str | None, overrides: Sequence[str] = ()) -> Recipe:
     """Reads a recipe file (None: the default recipe), applies `key.sub=value` overrides. UsageError with the key at fault."""
-    data = _read(Path(path)) if path else default_recipe()
+    data = read_recipe(Path(path)) if path else default_recipe()
     for override in overrides:
         key, eq, value = override.partition("=")
         if not eq:
@@ -217,7 +217,8 @@ def _fields_at(model: Any, loc: tuple) -> list[str]:
     return list(getattr(model, "model_fields", {}))
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_recipe(path: Path) -> dict[str, Any]:
+    """A recipe file as it stands, before validation. UsageError where it is missing, unreadable or no mapping."""
     try:
         data = yaml.safe_load(path.read_text())
     except FileNotFoundError:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import socket
-import sys
 import time
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
@@ -111,15 +109,6 @@ def _exclusive(waits: dict[str, float], total: float) -> dict[str, float]:
         own[name] = max(0.0, waits[name] - inner)
         inner = max(inner, waits[name])
     return {**own, last: max(0.0, total - inner)}
-
-
-def keep_freed_memory() -> None:
-    """Tells glibc to keep and reuse large buffers: it would hand each back to the kernel, and a batch of frames would be
-    page-faulted in anew every time."""
-    if sys.platform == "linux":
-        libc = ctypes.CDLL(None)
-        libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
-        libc.mallopt(-1, 256 << 20)  # M_TRIM_THRESHOLD
 
 
 def _describe(recipe: Recipe, index: int):

@@ -9,20 +9,25 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
 from vfm_ops.embed import load_embedder
 from vfm_ops.media.decode.choose import open_decoder
 from vfm_ops.media.frame import DecodeSettings, image_frame
+from vfm_ops.media.limits import Limits
 from vfm_ops.media.plan import plan_decode
 from vfm_ops.media.probe import probe_video
 from vfm_ops.media.sampling import sample_fps
 from vfm_ops.media.source import MediaSource
 from vfm_ops.media.view import View
+
+T = TypeVar("T")
 
 
 def image_batches(paths: list[Path], view: View, threads: int, batch: int) -> Iterator[np.ndarray]:
@@ -32,34 +37,30 @@ def image_batches(paths: list[Path], view: View, threads: int, batch: int) -> It
     def one(group: list[Path]) -> np.ndarray:
         return np.stack([image_frame(MediaSource(str(p)), settings).views["v"] for p in group])
 
-    groups = [paths[i : i + batch] for i in range(0, len(paths), batch)]
-    with ThreadPoolExecutor(threads) as pool:
-        waiting = []
-        for group in groups:
-            waiting.append(pool.submit(one, group))
-            if len(waiting) > 2 * threads:
-                yield waiting.pop(0).result()
-        for future in waiting:
-            yield future.result()
+    return _in_order(one, [paths[i : i + batch] for i in range(0, len(paths), batch)], threads)
 
 
 def video_batches(paths: list[Path], view: View, fps: float, threads: int) -> Iterator[np.ndarray]:
     """Frames at `fps` of each video, one batch a video, planned as our own decoder plans, from `threads` threads."""
-    settings = DecodeSettings({"v": view}, jpeg=False, quality=False, phash=False)
+    limits = Limits()
 
     def one(path: Path) -> np.ndarray:
         source = MediaSource(str(path))
-        probe = probe_video(source, settings.limits)
+        probe = probe_video(source, limits)
         plan = plan_decode(probe, sample_fps(probe.pts_s, fps))
-        frames = open_decoder(source, probe, plan, settings.limits).frames()
-        return np.stack([view.apply(rgb) for _, rgb in frames])
+        return np.stack([view.apply(rgb) for _, rgb in open_decoder(source, probe, plan, limits).frames()])
 
+    return _in_order(one, paths, threads)
+
+
+def _in_order(one: Callable[[T], np.ndarray], items: list[T], threads: int) -> Iterator[np.ndarray]:
+    """Results of `one`, in the order of the items, a few ahead of the reader."""
     with ThreadPoolExecutor(threads) as pool:
-        waiting = []
-        for path in paths:
-            waiting.append(pool.submit(one, path))
+        waiting: deque[Future[np.ndarray]] = deque()
+        for item in items:
+            waiting.append(pool.submit(one, item))
             if len(waiting) > 2 * threads:
-                yield waiting.pop(0).result()
+                yield waiting.popleft().result()
         for future in waiting:
             yield future.result()
 

@@ -13,7 +13,7 @@ from typing import Any
 from jobs.bench.media import read_frames, real_clips, write_clip, write_clips, write_jpegs
 from pipelines.recipe import default_model
 
-EMBED_ONLY = ("--set", "quality.measure=false", "--set", "phash=false")
+EMBED_ONLY = tuple(w for key in ("quality.measure=false", "phash=false", "shots.detector=none") for w in ("--set", key))
 # (threads, batch) of the bare loop: the best of these is the floor.
 ARRANGEMENTS = ((1, 32), (2, 8), (2, 32), (3, 32))
 

@@ -43,6 +43,11 @@ class ClusterState:
             path.append(int(parent_K[path[-1]]))
         return path[::-1]
 
+    def paths(self, labels_N: np.ndarray) -> np.ndarray:
+        """'12/3' for each label, object (N,); items of one cluster share the string."""
+        used, place = np.unique(labels_N, return_inverse=True)
+        return np.array([cluster_path(self.path(k)) for k in used.tolist()], object)[place]
+
     def to_bytes(self) -> bytes:
         """As a numpy archive without objects."""
         arrays = {f"centroids{i}": c for i, c in enumerate(self.centroids)}
@@ -184,7 +189,7 @@ def _whole_clusters(rows: np.ndarray, label_R: np.ndarray) -> list[np.ndarray]:
 def _settle_redundant(
     pool: Pool, state: ClusterState, items: np.ndarray, other: np.ndarray, cosine: np.ndarray
 ) -> None:
-    paths = [cluster_path(state.path(k)) for k in pool.label[items].tolist()]
+    paths = state.paths(pool.label[items])
     pool.fates.settle("redundant", items, other=other, cluster=paths, cosine=cosine)
 
 
@@ -256,8 +261,7 @@ def _settle_sampled(
         ("balanced", np.flatnonzero(chosen)),
     ):
         label = pool.label[these]
-        paths = [cluster_path(state.path(k)) for k in label.tolist()]
-        pool.fates.settle(kind, these, cluster=paths, quota=quota_K[label], size=size_K[label])
+        pool.fates.settle(kind, these, cluster=state.paths(label), quota=quota_K[label], size=size_K[label])
 
 
 def spread_rank(pool: Pool, items: np.ndarray) -> np.ndarray:

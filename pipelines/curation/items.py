@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.curation.vectors import give_back_memory
+from pipelines.curation.allocator import give_back_memory
 from pipelines.filters import split_filter
 from pipelines.lake import SCHEMAS, Lake
 from pipelines.lake.query import check_filter

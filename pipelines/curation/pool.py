@@ -99,7 +99,7 @@ def check_usable(pool: Pool) -> None:
         return
     parts = sorted((p for found in pool.vectors(rows).map_blocks(USABLE, None) for p in found), key=lambda p: p[0])
     state_R = np.concatenate([state for _, state in parts])
-    missing_R = _missing(pool, rows)
+    missing_R = _missing(pool, rows, state_R)
     broken = np.flatnonzero((state_R > 0) & ~missing_R)
     if len(broken) and pool.recipe.bad_vectors == "refuse":
         what = "NaN or infinite values" if state_R[broken[0]] == 1 else "only zeros, which have no direction"
@@ -114,8 +114,19 @@ def check_usable(pool: Pool) -> None:
     pool.fates.settle("no_vector", bad)
 
 
-def _missing(pool: Pool, rows: np.ndarray) -> np.ndarray:
-    """Rows whose vector was never written: bool (R,)."""
-    dataset = pool.lake.table("frames", pool.items.version)
-    null = dataset.to_table(columns=[], filter=f"{pool.column.name} IS NULL", with_row_id=True)
-    return np.isin(pool.items.row_id[rows], null["_rowid"].to_numpy())
+def _missing(pool: Pool, rows: np.ndarray, state_R: np.ndarray) -> np.ndarray:
+    """Rows whose vector was never written: bool (R,). Asks only where some vector is not finite, as a missing one reads."""
+    if not (state_R == 1).any():
+        return np.zeros(len(rows), bool)
+    # Read-ahead as Lance has it by default holds hundreds of megabytes of vectors, of which only the validity is wanted.
+    scanner = pool.lake.table("frames", pool.items.version).scanner(
+        columns=[],
+        filter=f"{pool.column.name} IS NULL",
+        with_row_id=True,
+        batch_size=8192,
+        batch_readahead=1,
+        fragment_readahead=1,
+        io_buffer_size=32 << 20,
+    )
+    null = [batch["_rowid"].to_numpy() for batch in scanner.to_batches()]
+    return np.isin(pool.items.row_id[rows], np.concatenate(null)) if null else np.zeros(len(rows), bool)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from pipelines.recipe import validate
+from pipelines.recipe import read_recipe, validate
 from vfm_ops.errors import UsageError
 
 Preference = Literal["resolution", "sharpness", "oldest", "newest"]
@@ -213,7 +213,7 @@ class CurationRecipe(_Section):
 
 def load_curation_recipe(path: str | None, overrides: Sequence[str] = ()) -> CurationRecipe:
     """Reads a recipe file (None: the defaults), applies `key.sub=value` overrides. UsageError with the key at fault."""
-    data = _read(Path(path)) if path else {}
+    data = read_recipe(Path(path)) if path else {}
     for override in overrides:
         key, eq, value = override.partition("=")
         if not eq:
@@ -241,15 +241,3 @@ def _item_set(value: Any) -> Any:
         return {"selection": value.removeprefix("selection:")}
     is_lake = "://" in value or (Path(value).expanduser() / "lake.json").exists()
     return {"lake": value} if is_lake else {"folder": value}
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        data = yaml.safe_load(path.read_text())
-    except FileNotFoundError:
-        raise UsageError(f"there is no recipe {path}") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as e:
-        raise UsageError(f"cannot read the recipe {path}: {str(e).splitlines()[0]}") from None
-    if not isinstance(data, dict):
-        raise UsageError(f"the recipe {path} is not a mapping of keys: start from the documented default recipe")
-    return data

@@ -11,7 +11,6 @@ import pyarrow as pa
 from pipelines.curation.clusters import ClusterState, spread_rank
 from pipelines.curation.pool import Pool
 from pipelines.selections import ROWS
-from vfm_ops.curate.explain import cluster_path
 
 if TYPE_CHECKING:
     from pipelines.curate import Decision
@@ -29,7 +28,7 @@ def settle_kept(pool: Pool, drawn: np.ndarray, state: ClusterState | None) -> No
     near = ~np.isnan(cosine)
     pool.fates.settle("retrieved", rows[found][near], seed=names[near].tolist(), cosine=cosine[near])
     whole = rows[found][~near]
-    paths = [cluster_path(state.path(k)) for k in pool.label[whole].tolist()] if state else []
+    paths: np.ndarray | list[str] = state.paths(pool.label[whole]) if state else []
     pool.fates.settle("seed_cluster", whole, cluster=paths, seed=names[~near].tolist())
     rest = rows[~found]
     stands = pool.stands_for[rest] > 0
@@ -47,8 +46,9 @@ def selection_rows(name: str, key: str, decision: Decision) -> Iterator[pa.Recor
         )
         yield from carried.cast(ROWS).to_batches(max_chunksize=_BATCH)
     rank = spread_rank(pool, decision.drawn) + (base.next_rank() if base is not None else 0)
-    fresh = np.flatnonzero(pool.fresh)
-    dropped = np.setdiff1d(fresh, decision.drawn)
+    left = pool.fresh.copy()
+    left[decision.drawn] = False
+    dropped = np.flatnonzero(left)
     items = np.concatenate([decision.drawn, dropped])
     ranks = np.concatenate([rank, np.full(len(dropped), -1)])
     order = np.argsort(items, kind="stable")

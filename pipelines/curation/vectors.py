@@ -7,8 +7,6 @@ workers gives the same bits.
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import uuid
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +17,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from pipelines.curation.allocator import give_back_memory, share_one_heap
 from pipelines.lake import Lake
 from vfm_ops.curate.blocks import Block, BlockStep, one_torch_thread, take_rows
 from vfm_ops.curate.kmeans import available_cores
@@ -185,6 +184,7 @@ class BlockWorker:
     def __init__(self) -> None:
         self.token = ""
         self.blocks: dict[int, Block] = {}
+        share_one_heap()
         limit_thread()
 
     def run(
@@ -193,8 +193,10 @@ class BlockWorker:
         """The step over these chunks, merged. token: names the rows, so that blocks are kept from pass to pass."""
         if token != self.token:
             self.token, self.blocks = token, {}
-        parts = self._parts(source, chunks, cached, step, broadcast)
-        return reduce(step.merge, parts)
+        merged = reduce(step.merge, self._parts(source, chunks, cached, step, broadcast))
+        if not cached:
+            give_back_memory()
+        return merged
 
     def _parts(
         self, source: VectorSource, chunks: list[Chunk], cached: bool, step: BlockStep, broadcast: Any
@@ -204,13 +206,6 @@ class BlockWorker:
             if cached:
                 self.blocks[chunk.start] = block
             yield step.map(block, broadcast)
-
-
-def give_back_memory() -> None:
-    """Returns freed memory to the system: what reading millions of rows leaves in the allocators is more than work needs."""
-    pa.default_memory_pool().release_unused()
-    with contextlib.suppress(OSError, AttributeError):  # only glibc has it
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def limit_thread() -> None:

@@ -40,10 +40,3 @@ def pin(lake: Lake, table: str, version: int, tag: str) -> None:
         tags.update(tag, version)
     else:
         tags.create(tag, version)
-
-
-def unpin(lake: Lake, table: str, tag: str) -> None:
-    """Removes a tag where it is."""
-    dataset = lake.dataset(table)
-    if dataset is not None and tag in dataset.tags.list():
-        dataset.tags.delete(tag)

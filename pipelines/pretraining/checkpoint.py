@@ -30,12 +30,28 @@ def shard(objective: Objective, device: str) -> None:
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
     mesh = init_device_mesh(torch.device(device).type, (world_size(),))
+    scalars = {p for p in objective.parameters() if p.ndim == 0}  # logit scale and bias: FSDP2 takes no scalars
+    for parameter in scalars:
+        parameter.register_post_accumulate_grad_hook(_average_gradient)
     for name, module in objective.named_modules():
         if name.rpartition(".")[0].endswith("blocks") and isinstance(module, nn.Module):
             fully_shard(module, mesh=mesh)
-    fully_shard(objective, mesh=mesh)
+    fully_shard(objective, mesh=mesh, ignored_params=scalars)
     for method in ("encode", "loss"):
         register_fsdp_forward_method(objective, method)
+
+
+def _average_gradient(parameter: Tensor) -> None:
+    """Of a parameter that every rank holds whole. What earlier micro-batches left is equal on all ranks, and stays so."""
+    if parameter.grad is not None:
+        dist.all_reduce(parameter.grad)
+        parameter.grad /= world_size()
+
+
+def allow_mixed_parameters(optimizer: torch.optim.Optimizer) -> None:
+    """One parameter at a time: torch's fused loops refuse sharded and whole tensors in one list."""
+    for group in optimizer.param_groups:
+        group["foreach"] = False
 
 
 def full_state(stepper: Stepper) -> dict[str, Any]:
@@ -52,6 +68,8 @@ def load_full_state(stepper: Stepper, state: dict[str, Any]) -> None:
     optimizer["state"] = {
         index: {k: _like(v, parameters[index]) for k, v in slots.items()} for index, slots in optimizer["state"].items()
     }
+    groups = zip(optimizer["param_groups"], stepper.optimizer.param_groups)
+    optimizer["param_groups"] = [{**saved, "foreach": now["foreach"]} for saved, now in groups]
     stepper.load_state_dict({**state, "model": model, "optimizer": optimizer})
 
 

@@ -76,16 +76,6 @@ class LakeItems:
             sample["caption"] = self.captions[index].as_py()
         return sample
 
-    def subset(self, indices: np.ndarray) -> LakeItems:
-        """The items at these positions."""
-        return LakeItems(
-            self.root,
-            self.version,
-            self.row_ids[indices],
-            None if self.labels is None else self.labels[indices],
-            None if self.captions is None else self.captions.take(pa.array(indices)),
-        )
-
 
 @dataclass(frozen=True)
 class MemoryItems:

@@ -60,11 +60,10 @@ def prepare_corpus(corpus: Corpus, plan: Plan, out: str, source: dict[str, Any])
         keys = ("objective", "objective_config", "train_config", "samples", "selection", "items")
         check_same_run(earlier, {key: json.loads(json.dumps(header[key])) for key in keys})
     _check_sizes(plan, corpus)
+    _check_sharding(plan)
     tokenizer = _tokenizer(plan, corpus, model, output if earlier else None)
     objective = build_objective(plan.objective, **model)
     objective.prepare(1, 1, plan.train_config.batch_size)
-    if plan.run.fsdp and plan.objective == "beit":
-        raise UsageError("beit does not run sharded: its tokenizer and backbone learn in turns; set fsdp=false")
     done = output.get("metrics.json")
     return Prepared(plan, corpus, model, tokenizer, out, header, json.loads(done) if done and earlier else None)
 
@@ -77,6 +76,16 @@ def _check_sizes(plan: Plan, corpus: Corpus) -> None:
             f"batch_size {batch} is more than the {len(corpus.train)} images of {corpus.name}: set a smaller batch_size, "
             "or start from --preset small"
         )
+
+
+def _check_sharding(plan: Plan) -> None:
+    """What FSDP2 can't do yet."""
+    if not plan.run.fsdp:
+        return
+    if plan.objective == "beit":
+        raise UsageError("beit does not run sharded: its tokenizer and backbone learn in turns; set fsdp=false")
+    if plan.needs_captions and plan.train_config.clip_grad:
+        raise UsageError(f"{plan.objective} can't clip gradients when sharded: leave clip_grad out, or set fsdp=false")
 
 
 def _earlier(output: Output) -> dict[str, Any] | None:

@@ -19,7 +19,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from pipelines.recipe import validate
+from pipelines.recipe import read_recipe, validate
 from vfm_ops.errors import UsageError
 from vfm_ops.pretrain.presets import SMALL
 from vfm_ops.pretrain.registry import objective_class, objective_config
@@ -159,14 +159,9 @@ def _preset(objective: str, preset: str | None) -> tuple[dict[str, Any], dict[st
 def _read_recipe(path: str | None) -> dict[str, Any]:
     if path is None:
         return {}
-    try:
-        data = yaml.safe_load(Path(path).read_text())
-    except FileNotFoundError:
-        raise UsageError(f"there is no recipe {path}") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as e:
-        raise UsageError(f"cannot read the recipe {path}: {str(e).splitlines()[0]}") from None
+    data = read_recipe(Path(path))
     known = ("objective", "preset", "selection", "model", "training", "run")
-    for key in data if isinstance(data, dict) else {"(no mapping)"}:
+    for key in data:
         if key not in known:
             near = difflib.get_close_matches(str(key), known, n=1)
             hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(known)}"

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from pipelines.pretraining.checkpoint import (
+    allow_mixed_parameters,
     average_batch_statistics,
     full_state,
     load_full_state,
@@ -73,6 +74,8 @@ class Worker:
         # A collapse is seen by one rank's features; the ranks agree on it in `_collapsed`.
         config = job.config.model_copy(update={"on_collapse": "warn"})
         self.stepper = Stepper(objective, config, job.samples, job.device, average_gradients=not self.sharded)
+        if self.sharded:
+            allow_mixed_parameters(self.stepper.optimizer)
         self.history = History()
         self.judge = Judge(views.items, held, job.classes, views.make_tokenize(), job.run.eval_items)
         self.output = Output(job.out) if rank() == 0 else None

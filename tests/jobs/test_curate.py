@@ -146,6 +146,6 @@ def test_the_kubernetes_manifest_runs_a_valid_curation_every_night_one_at_a_time
     assert words[words.index("--recipe") + 1] == mounts[0]["mountPath"] + "/curate.yaml"
     cron = by_kind["CronJob"]["spec"]
     assert cron["concurrencyPolicy"] == "Forbid"
-    from pipelines.schedule import cron_trigger
+    from jobs.keeper import cron_trigger
 
     cron_trigger(cron["schedule"], cron["timeZone"])

@@ -8,8 +8,8 @@ import time
 
 import pytest
 
+from jobs.keeper import Schedule, ScheduleStore
 from pipelines import selections
-from pipelines.schedule import Schedule, ScheduleStore
 from tests.jobs.test_cluster import ROOT, cluster  # noqa: F401 - a fixture
 from tests.pipelines.curation.conftest import LakeBuilder, kinds, picture
 

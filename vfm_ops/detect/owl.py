@@ -31,12 +31,16 @@ class OwlDetector(Detector):
 
     default_threshold = 0.1
     pads_to_square: ClassVar[bool]
+    model_name: ClassVar[str]
+    processor_name: ClassVar[str]
 
-    def __init__(self, model: Any, processor: Any, device: torch.device, autocast: torch.dtype | None, batch: int):
-        super().__init__(device, autocast, batch)
-        self.model = model.to(device)
-        self.processor = processor
-        self.backbone: Any = getattr(model, model.base_model_prefix)
+    def __init__(self, folder: Path, device: torch.device, autocast: torch.dtype | None, batch_size: int) -> None:
+        import transformers
+
+        super().__init__(device, autocast, batch_size)
+        self.processor = load_processor(getattr(transformers, self.processor_name), folder, self.family)
+        self.model = load_pretrained(getattr(transformers, self.model_name), folder, self.family).to(device)
+        self.backbone: Any = getattr(self.model, self.model.base_model_prefix)
         self._texts: OrderedDict[str, torch.Tensor] = OrderedDict()
 
     def detect_like(
@@ -143,13 +147,7 @@ class OwlVit(OwlDetector):
 
     family = "owlvit"
     pads_to_square = False
-
-    def __init__(self, folder: Path, device: torch.device, autocast: torch.dtype | None, batch_size: int) -> None:
-        from transformers import OwlViTForObjectDetection, OwlViTProcessor
-
-        processor = load_processor(OwlViTProcessor, folder, self.family)
-        model = load_pretrained(OwlViTForObjectDetection, folder, self.family)
-        super().__init__(model, processor, device, autocast, batch_size)
+    model_name, processor_name = "OwlViTForObjectDetection", "OwlViTProcessor"
 
 
 class OwlV2(OwlDetector):
@@ -157,13 +155,7 @@ class OwlV2(OwlDetector):
 
     family = "owlv2"
     pads_to_square = True
-
-    def __init__(self, folder: Path, device: torch.device, autocast: torch.dtype | None, batch_size: int) -> None:
-        from transformers import Owlv2ForObjectDetection, Owlv2Processor
-
-        processor = load_processor(Owlv2Processor, folder, self.family)
-        model = load_pretrained(Owlv2ForObjectDetection, folder, self.family)
-        super().__init__(model, processor, device, autocast, batch_size)
+    model_name, processor_name = "Owlv2ForObjectDetection", "Owlv2Processor"
 
 
 def check_query_box(box: Sequence[float] | None, image: np.ndarray) -> tuple[float, ...]:

@@ -10,8 +10,10 @@ import av
 import numpy as np
 
 
-def write_video(path: Path, frames: Iterable[np.ndarray], fps: float, crf: int = 23, preset: str = "veryfast") -> int:
+def write_video(path: Path, frames: Iterable[np.ndarray], fps: float, crf: int = 23, gop: int | None = None) -> int:
     """Encodes uint8 RGB frames (H, W, 3) of one size as yuv420p; odd sides lose their last row or column.
+
+    crf: x264's quality. gop: frames between keyframes at most; None is x264's own.
 
     Returns how many frames there were. One thread: the same frames give the same bytes.
     """
@@ -22,7 +24,7 @@ def write_video(path: Path, frames: Iterable[np.ndarray], fps: float, crf: int =
         stream.pix_fmt = "yuv420p"
         stream.codec_context.thread_count = 1
         if codec == "libx264":
-            stream.options = {"crf": str(crf), "preset": preset}
+            stream.options = {"crf": str(crf), "preset": "veryfast"} | ({} if gop is None else {"g": str(gop)})
         for rgb in frames:
             even = np.ascontiguousarray(rgb[: rgb.shape[0] // 2 * 2, : rgb.shape[1] // 2 * 2])
             if count == 0:

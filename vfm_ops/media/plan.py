@@ -29,16 +29,6 @@ class DecodePlan:
     def packets_fed(self) -> int:
         return int((self.stops - self.starts).sum())
 
-    @property
-    def packets_skippable(self) -> int:
-        """Packets fed whose frames nobody wants."""
-        return self.packets_fed - len(self.wanted)
-
-    @property
-    def is_dense(self) -> bool:
-        """Whether most of what is decoded is wanted."""
-        return self.packets_skippable <= len(self.wanted) // 4
-
 
 def plan_decode(probe: Probe, indices: np.ndarray | None = None) -> DecodePlan:
     """Plan the frames `indices` (any order, repeats allowed; None: all).

@@ -64,10 +64,6 @@ class Probe:
         ranks = self.packet_rank[self.packet_key]
         return np.sort(ranks[ranks >= 0]).astype(np.int64)
 
-    @property
-    def gop_count(self) -> int:
-        return int(self.packet_key.sum())
-
 
 def ticks_to_seconds(pts: np.ndarray, time_base: tuple[int, int]) -> np.ndarray:
     """Ticks -> float64 seconds from the first. One rounding only: integer difference times num, over den."""

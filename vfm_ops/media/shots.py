@@ -15,6 +15,9 @@ import numpy as np
 
 from vfm_ops.errors import UsageError
 
+CONTENT_THRESHOLD = 27.0
+MIN_SHOT_FRAMES = 10
+
 
 @dataclass(frozen=True)
 class Shot:
@@ -62,7 +65,7 @@ class ContentDetector:
 
     name = "content"
 
-    def __init__(self, threshold: float = 27.0, min_length: int = 10) -> None:
+    def __init__(self, threshold: float = CONTENT_THRESHOLD, min_length: int = MIN_SHOT_FRAMES) -> None:
         self._threshold, self._min_length = threshold, min_length
         self._previous: np.ndarray | None = None
         self._frame, self._last_cut, self._cuts = 0, 0, []  # type: ignore[var-annotated]
@@ -141,15 +144,21 @@ def detect_shots(
     return shots_from_cuts(detector.finish(), pts_s[:seen], end_s, differences)
 
 
-def shot_detector(name: str = "auto", device: str = "cpu") -> ShotDetector:
-    """`transnetv2`, `content`, or `auto` (TransNetV2 where its package is installed). Raises UsageError for another name,
-    WeightsUnavailable for `transnetv2` without the package."""
+def shot_detector(
+    name: str = "auto", device: str = "cpu", threshold: float | None = None, min_length: int | None = None
+) -> ShotDetector:
+    """`transnetv2`, `content`, or `auto` (TransNetV2 where its package is installed).
+
+    threshold: None is the detector's own. min_length: frames, of the content detector; None is its own. Raises UsageError
+    for another name, WeightsUnavailable for `transnetv2` without the package.
+    """
     from vfm_ops.media.transnet import TransNetV2Detector, transnet_weights
 
     if name == "auto":
         name = "content" if transnet_weights() is None else "transnetv2"
     if name == "content":
-        return ContentDetector()
+        length = MIN_SHOT_FRAMES if min_length is None else min_length
+        return ContentDetector(CONTENT_THRESHOLD if threshold is None else threshold, length)
     if name == "transnetv2":
-        return TransNetV2Detector(device)
+        return TransNetV2Detector(device) if threshold is None else TransNetV2Detector(device, threshold)
     raise UsageError(f"shots.detector: {name!r} is unknown; use auto, transnetv2 or content.")

@@ -26,11 +26,6 @@ def decode_rle(rle: Rle) -> np.ndarray:
     return coco.decode({"size": rle["size"], "counts": rle["counts"].encode("ascii")}).astype(bool)
 
 
-def rle_area(rle: Rle) -> int:
-    """Pixels of a mask."""
-    return int(coco.area({"size": rle["size"], "counts": rle["counts"].encode("ascii")}))
-
-
 def mask_box(mask_HW: np.ndarray) -> np.ndarray:
     """xyxy of the pixels set, float32 (4,), right and bottom edges outside; zeros for an empty mask."""
     rows, columns = np.flatnonzero(mask_HW.any(1)), np.flatnonzero(mask_HW.any(0))

@@ -15,7 +15,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import asdict
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ import cv2
 import numpy as np
 
 from vfm_ops.errors import UsageError
+from vfm_ops.media.encode import write_video
 from vfm_ops.world.captions import caption
 from vfm_ops.world.clips import Clip, clip
 from vfm_ops.world.scene import Scene, World, image
@@ -113,7 +113,8 @@ def write_videos(
     for i in range(count):
         made = clip(world, i, frames, shots)
         tracks = _Tracks(made, categories)
-        write_mp4(folder / f"{i:06d}.mp4", (tracks.seen(t, scene).rgb for t, scene in enumerate(made)), fps)
+        seen = (tracks.seen(t, scene).rgb for t, scene in enumerate(made))
+        write_video(folder / f"{i:06d}.mp4", seen, fps, crf=20, gop=24)
         texts = [caption(made.frame(s.start)) for s in made.shots]
         (folder / f"{i:06d}.txt").write_text("\n".join(texts) + "\n")
         bounds = [[s.start, s.stop] for s in made.shots]
@@ -182,24 +183,6 @@ def _write_mot(folder: Path, tracks: _Tracks, made: Clip, fps: int) -> None:
         f"[Sequence]\nname={folder.name}\nimDir=img1\nframeRate={fps}\nseqLength={made.frames}\n"
         f"imWidth={made.world.width}\nimHeight={made.world.height}\nimExt=.jpg\n"
     )
-
-
-def write_mp4(path: Path, frames: Any, fps: int) -> None:
-    """Encodes uint8 RGB frames (H, W, 3) as H.264, yuv420p, one thread (the same bytes every time)."""
-    import av
-
-    codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=Fraction(fps))
-        stream.pix_fmt = "yuv420p"
-        stream.codec_context.thread_count = 1
-        if codec == "libx264":
-            stream.options = {"crf": "20", "preset": "veryfast", "g": "24"}
-        for index, rgb in enumerate(frames):
-            if index == 0:
-                stream.height, stream.width = rgb.shape[:2]
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(rgb, format="rgb24")))
-        container.mux(stream.encode())
 
 
 def write_corpus(

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from pipelines.schedule import Keeper, Schedule, ScheduleStore, cron_trigger, entrypoint, keep, next_time
+from jobs.keeper import Keeper, Schedule, ScheduleStore, cron_trigger, entrypoint, keep, next_time
 from vfm_ops.errors import UsageError
 
 DAY = 86400.0
