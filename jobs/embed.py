@@ -1,4 +1,4 @@
-"""`vfm embed`: one more embedding column for a lake that already has frames; no JPEG is rewritten."""
+"""`vfm embed`: one more model's columns for a lake that already has frames; no JPEG is rewritten."""
 
 from __future__ import annotations
 
@@ -19,12 +19,20 @@ def command(
     precision: Annotated[str, typer.Option(help="auto, exact, bf16 or fp16.")] = "auto",
     preprocess: Annotated[str, typer.Option(help="fast, or exact: the model's own filter.")] = "fast",
     dtype: Annotated[str, typer.Option(help="float16 or float32.")] = "float16",
+    patch_tokens: Annotated[bool, typer.Option(help="Also a column of patch tokens.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
 ) -> int:
     """Embeds every stored frame that has no vector of this model yet. A killed run goes on where it stopped."""
     from pipelines.recipe import Embed, Resources, validate
 
-    settings = {"model": model, "runtime": runtime, "precision": precision, "preprocess": preprocess, "dtype": dtype}
+    settings = {
+        "model": model,
+        "runtime": runtime,
+        "precision": precision,
+        "preprocess": preprocess,
+        "dtype": dtype,
+        "patch_tokens": patch_tokens,
+    }
     embed = validate(Embed, settings, "vfm embed")
     resources = validate(Resources, {"device": device}, "vfm embed")
     target = Lake.open(lake)

@@ -1,7 +1,7 @@
-"""One more embedding column for frames that a lake already holds: fragment by fragment, from the stored JPEGs.
+"""One more model's columns for frames that a lake already holds: fragment by fragment, from the stored JPEGs.
 
-Each fragment's column is a data file of its own, committed when it is done: no JPEG is rewritten, and a killed run goes on with
-the fragments that are left.
+What is added to a fragment is a data file of its own, committed when it is done: no JPEG is rewritten, and a killed run goes on
+with the fragments that are left.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import ray
 from pipelines.cluster import connect, place
 from pipelines.embed import EmbedFrames
 from pipelines.frames import Outcome, frame_rows
-from pipelines.lake import Lake, Lease, embedding_column, new_run_id
+from pipelines.lake import Lake, Lease, embedding_column, new_run_id, patches_column
 from pipelines.recipe import Embed, Recipe, Resources
 from pipelines.stages import model_fields, model_views
 from vfm_ops.errors import MediaError, UsageError
@@ -47,8 +47,8 @@ def fill_column(
 
     The caller holds the lease and has made the column exist. UsageError when the lake stores no JPEGs.
     """
-    column = embedding_column(model.model)
-    fragments = lake.fragments_without("frames", column)
+    columns = [embedding_column(model.model), *([patches_column(model.model)] if model.patch_tokens else [])]
+    fragments = sorted({f for column in columns for f in lake.fragments_without("frames", column)})
     if not fragments:
         return 0
     if lake.count("frames", filter="jpeg IS NOT NULL") == 0:
@@ -90,13 +90,15 @@ class FillFragment:
         """block: one fragment id. Returns what to commit. A JPEG that can't be decoded keeps a null."""
         fragment = block["fragment"][0].as_py()
         rowids: deque[list[int]] = deque()
-        vectors, kept = [], []
-        for rows in self.embed.stream(self._views(fragment, rowids)):
-            vectors.append(rows[self.embed.name].combine_chunks())
-            kept += rowids.popleft()
-        values = pa.chunked_array(vectors, self.embed.field.type)
-        column = pa.table({"_rowid": pa.array(kept, pa.uint64()), self.embed.name: values})
-        return pa.table({"written": [self.lake.write_columns("frames", fragment, column)], "filled": [len(kept)]})
+        schema = pa.schema([("_rowid", pa.uint64()), *self.embed.fields])
+        filled = [
+            rows.append_column("_rowid", pa.array(rowids.popleft(), pa.uint64())).select(schema.names).cast(schema)
+            for rows in self.embed.stream(self._views(fragment, rowids))
+        ]
+        columns = pa.concat_tables(filled) if filled else schema.empty_table()
+        return pa.table(
+            {"written": [self.lake.write_columns("frames", fragment, columns)], "filled": [columns.num_rows]}
+        )
 
     def _views(self, fragment: int, rowids: deque[list[int]]) -> Iterator[pa.Table]:
         for batch in self.lake.scan_fragment("frames", fragment, ["frame_id", "jpeg"], ROWS):

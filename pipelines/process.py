@@ -175,7 +175,11 @@ def _summarise(run_id: str, committer: Committer, started: float) -> RunSummary:
 
 
 def _record(lake: Lake, recipe: Recipe, fields: list[pa.Field], summary: RunSummary, started: float) -> None:
-    models = {f.metadata[b"spec"].decode(): {k.decode(): v.decode() for k, v in f.metadata.items()} for f in fields}
+    models = {
+        f.metadata[b"spec"].decode(): {k.decode(): v.decode() for k, v in f.metadata.items()}
+        for f in fields
+        if f.metadata
+    }
     row: dict[str, Any] = {
         "run_id": summary.run_id,
         "command": "process",

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from pipelines.decode import DecodeAssets
 from pipelines.detect import NATIVE_VIEW, DetectFrames
-from pipelines.embed import EmbedFrames, column_field
+from pipelines.embed import EmbedFrames, column_fields
 from pipelines.frames import NATIVE
 from pipelines.lake import Lake, embedding_column
 from pipelines.recipe import Recipe
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 
 def model_fields(recipe: Recipe) -> list[pa.Field]:
-    """The embedding columns of a recipe. Raises UsageError or WeightsUnavailable for a model that can't be had."""
-    return [column_field(m, _describe(recipe, i)) for i, m in enumerate(recipe.embed)]
+    """The columns that a recipe's models fill. Raises UsageError or WeightsUnavailable for a model that can't be had."""
+    return [field for i, m in enumerate(recipe.embed) for field in column_fields(m, _describe(recipe, i))]
 
 
 def model_views(recipe: Recipe) -> dict[str, View]:
@@ -53,7 +53,7 @@ class Chain:
         self.detect = DetectFrames(wanted, recipe.resources.device) if wanted else None
         self.track = _track_op(recipe, lake, self.detect)
         detector = recipe.detect.model if recipe.detect else ""
-        self.write = WriteRows(lake, [e.field for e in self.embed], detector) if "write" in names else None
+        self.write = WriteRows(lake, [f for e in self.embed for f in e.fields], detector) if "write" in names else None
         self.waits = dict.fromkeys(names, 0.0)
 
     def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
@@ -114,7 +114,12 @@ def _exclusive(waits: dict[str, float], total: float) -> dict[str, float]:
 def _describe(recipe: Recipe, index: int):
     m = recipe.embed[index]
     return describe_embedder(
-        m.model, device=recipe.resources.device, runtime=m.runtime, precision=m.precision, preprocess=m.preprocess
+        m.model,
+        device=recipe.resources.device,
+        runtime=m.runtime,
+        precision=m.precision,
+        patch_tokens=m.patch_tokens,
+        preprocess=m.preprocess,
     )
 
 

@@ -212,7 +212,7 @@ def restricted_filter(where: str | None) -> str | None:
             raise UsageError(
                 f"the filter calls {token}(), which is not allowed; there are {', '.join(sorted(FUNCTIONS))}"
             )
-        if word == "jpeg" or word.startswith("emb_"):
+        if word == "jpeg" or word.startswith(("emb_", "patches_")):
             raise UsageError(f"the filter names {token}, which holds media or vectors: filter by another column")
     bare = re.sub(r"'(?:[^']|'')*'", "", where)
     if "--" in bare or "/*" in bare:

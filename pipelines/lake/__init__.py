@@ -19,6 +19,8 @@ from pipelines.lake.schema import (
     make_asset_id,
     make_frame_id,
     make_run_key,
+    patches_column,
+    patches_field,
 )
 
 __all__ = [
@@ -35,6 +37,8 @@ __all__ = [
     "make_frame_id",
     "make_run_key",
     "new_run_id",
+    "patches_column",
+    "patches_field",
     "pending_assets",
     "quarantined_assets",
     "settled_assets",

@@ -191,12 +191,26 @@ def make_run_key(recipe_hash: str, attempt: int) -> str:
 
 def embedding_column(spec: str) -> str:
     """Column of `frames` for a model spec: `clip:openai/clip-vit-base-patch32` -> `emb_clip_openai_clip_vit_base_patch32`."""
+    return _model_column("emb", spec)
+
+
+def patches_column(spec: str) -> str:
+    """Column of `frames` for a model's patch tokens: `patches_...`, named as its embedding's."""
+    return _model_column("patches", spec)
+
+
+def _model_column(kind: str, spec: str) -> str:
     family, _, name = spec.partition(":")
     if "/" in name and name.startswith(("/", ".", "~")):
         name = name.rstrip("/").rsplit("/", 1)[-1]
-    return "emb_" + re.sub(r"[^a-z0-9]+", "_", f"{family}_{name}".lower()).strip("_")
+    return f"{kind}_" + re.sub(r"[^a-z0-9]+", "_", f"{family}_{name}".lower()).strip("_")
 
 
 def embedding_field(spec: str, dim: int, metadata: dict[str, str], dtype: pa.DataType | None = None) -> pa.Field:
     """Arrow field of one embedding model: FixedSizeList<float16>[dim], with the model's identity in its metadata."""
     return pa.field(embedding_column(spec), pa.list_(dtype or pa.float16(), dim), metadata={"spec": spec, **metadata})
+
+
+def patches_field(spec: str, dim: int, dtype: pa.DataType | None = None) -> pa.Field:
+    """Arrow field of a model's patch tokens: List<FixedSizeList<float16>[dim]>, one entry a patch, in row order."""
+    return pa.field(patches_column(spec), pa.list_(pa.list_(dtype or pa.float16(), dim)))

@@ -16,7 +16,7 @@ import pytest
 
 from pipelines.backfill import embed_lake
 from pipelines.ingest import ingest
-from pipelines.lake import CHILD_TABLES, Lake, embedding_column, verify_lake
+from pipelines.lake import CHILD_TABLES, Lake, embedding_column, patches_column, verify_lake
 from pipelines.process import process
 from pipelines.recipe import Embed, Recipe, Resources, load_recipe, validate
 
@@ -207,6 +207,33 @@ def test_a_later_model_is_a_new_column_and_no_jpeg_is_rewritten(finished, tmp_pa
     stills = np.array(table["pts_s"].to_pylist()) == 0.0
     assert (np.sum(old * new, axis=1)[stills] > 0.999).all()
     assert embed_lake(lake, model, Resources()) == 0
+
+
+def test_patch_tokens_come_with_the_run_or_later_and_are_the_models_own(tmp_path, photographs, tiny_model):
+    import cv2
+
+    from vfm_ops.embed import load_embedder
+
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    for path in photographs[:4]:
+        shutil.copyfile(path, folder / path.name)
+    model = Embed(model=tiny_model, precision="exact", dtype="float32", patch_tokens=True)
+    with_run, later = new_lake(tmp_path, folder, "with"), new_lake(tmp_path, folder, "later")
+    process(with_run, Recipe(embed=(model,)))
+    process(later, recipe_for(tiny_model))
+    assert embed_lake(later, model, Resources()) == 4
+    column = patches_column(tiny_model)
+    tokens = {r["frame_id"]: r[column] for r in with_run.read("frames", ["frame_id", column]).to_pylist()}
+    assert len(tokens) == 4
+    embedder = load_embedder(tiny_model, precision="exact", device="cpu", patch_tokens=True)
+    for row in later.read("frames", ["frame_id", "jpeg", column]).to_pylist():
+        assert row[column] == tokens[row["frame_id"]]
+        rgb = np.ascontiguousarray(cv2.imdecode(np.frombuffer(row["jpeg"], np.uint8), cv2.IMREAD_COLOR)[:, :, ::-1])
+        direct = embedder.patch_tokens(embedder.view.apply(rgb)[None])[0]
+        stored = np.array(row[column])
+        assert stored.shape == direct.shape
+        assert np.sum(stored * direct) > 0.999 * np.linalg.norm(stored) * np.linalg.norm(direct)
 
 
 def test_a_killed_run_resumes_to_the_same_rows(finished, tmp_path, corpus, tiny_model):

@@ -6,6 +6,7 @@ import neither torch nor timm nor transformers.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -52,6 +53,7 @@ class EmbedderDescription:
     runtime: str
     precision: str
     has_text: bool
+    token_dim: int | None = None
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ def load_embedder(
     Raises UsageError (unknown family, no image encoder) and WeightsUnavailable (what to fetch, and where to put it).
     """
     checkpoint, geometry = _located(spec, preprocess)
-    state, facts = _facts(checkpoint, geometry)
+    state, facts = _facts(checkpoint, geometry, patch_tokens)
     settings = _Settings(device, runtime, precision, streams, threads)
     compiled = compile_module(
         lambda: _image_tower(checkpoint, geometry, patch_tokens),
@@ -102,8 +104,10 @@ def load_embedder(
     )
     if "dim" not in facts:
         out = compiled(*_example(geometry.view))
-        facts = write_once(state, facts | {"dim": int((out[0] if isinstance(out, tuple) else out).shape[-1])})
-    return Embedder(spec, checkpoint, geometry.view, facts, compiled, settings, patch_tokens)
+        pooled, tokens = out if isinstance(out, tuple) else (out, None)
+        sizes = {"dim": int(pooled.shape[-1]), "token_dim": None if tokens is None else int(tokens.shape[-1])}
+        facts = write_once(state, facts | sizes)
+    return Embedder(spec, checkpoint, geometry.view, facts, compiled, settings)
 
 
 def describe_embedder(
@@ -122,7 +126,7 @@ def describe_embedder(
     The first time it loads the embedder, which fills the cache and settles runtime and precision for later processes.
     """
     checkpoint, geometry = _located(spec, preprocess)
-    _, facts = _facts(checkpoint, geometry)
+    _, facts = _facts(checkpoint, geometry, patch_tokens)
     chosen = remembered(
         _example(geometry.view),
         cache_key=_image_key(facts, geometry, patch_tokens),
@@ -142,15 +146,20 @@ def describe_embedder(
             preprocess=preprocess,
             calibration=calibration,
         )
-        return EmbedderDescription(spec, made.dim, made.view, made.digest, made.runtime, made.precision, made.has_text)
-    return EmbedderDescription(spec, facts["dim"], geometry.view, facts["digest"], *chosen, facts["has_text"])
+        return EmbedderDescription(
+            spec, made.dim, made.view, made.digest, made.runtime, made.precision, made.has_text, made.token_dim
+        )
+    return EmbedderDescription(
+        spec, facts["dim"], geometry.view, facts["digest"], *chosen, facts["has_text"], facts["token_dim"]
+    )
 
 
 class Embedder:
     """A loaded embedding model.
 
     spec: as given. dim: D. view: how frames become inputs. digest: SHA-256 of the weights. runtime, precision: what runs.
-    has_text: whether `embed_texts` works. All vectors are float32 and L2-normalised.
+    has_text: whether `embed_texts` works. token_dim: C of patch tokens; None where loaded without them. All vectors are float32
+    and L2-normalised.
     """
 
     def __init__(
@@ -161,7 +170,6 @@ class Embedder:
         facts: dict[str, Any],
         compiled: CompiledModule,
         settings: _Settings,
-        tokens: bool,
     ) -> None:
         self.spec = spec
         self.view = view
@@ -170,11 +178,11 @@ class Embedder:
         self.precision = compiled.precision
         self.has_text: bool = facts["has_text"]
         self.dim: int = facts["dim"]
+        self.token_dim: int | None = facts["token_dim"]
         self._architecture: str = facts["architecture"]
         self._checkpoint = checkpoint
         self._compiled = compiled
         self._settings = settings
-        self._tokens = tokens
         self._text: tuple[Tokenize, CompiledModule] | None = None
 
     def embed_images(self, views: Images) -> np.ndarray:
@@ -183,20 +191,36 @@ class Embedder:
 
     def embed_image_stream(self, batches: Iterable[Images]) -> Iterator[np.ndarray]:
         """`embed_images` of each batch, in order; inference goes on while the caller handles earlier results."""
-        for out in self._compiled.map(self._inputs(b) for b in batches):
-            yield normalised(out[0] if isinstance(out, tuple) else out)
+        for vectors, _ in self.stream(batches):
+            yield vectors
 
-    def embed_with_tokens(self, views: Images) -> tuple[np.ndarray, np.ndarray]:
-        """Embeddings (B, D), and patch tokens float32 (B, N, C), not normalised, in row order. For NaFlex, tokens beyond an
-        image's own grid are padding. Raises UsageError unless loaded with patch_tokens=True."""
-        if not self._tokens:
+    def stream(self, batches: Iterable[Images]) -> Iterator[tuple[np.ndarray, Images | None]]:
+        """As `embed_image_stream`, with patch tokens (None unless loaded with patch_tokens=True): float32 (B, N, C), or for
+        NaFlex a list of (n, C) with each image's own n; not normalised, in row order."""
+        ragged: deque[np.ndarray] = deque()
+
+        def inputs() -> Iterator[tuple[np.ndarray, ...]]:
+            for views in batches:
+                packed = self._inputs(views)
+                if self.view.fit == "naflex":
+                    ragged.append(packed[1].sum(axis=1))
+                yield packed
+
+        for out in self._compiled.map(inputs()):
+            pooled, tokens = out if isinstance(out, tuple) else (out, None)
+            lengths = ragged.popleft() if ragged else None
+            if tokens is None or lengths is None:
+                yield normalised(pooled), tokens
+            else:
+                yield normalised(pooled), [t[:n] for t, n in zip(tokens, lengths)]
+
+    def patch_tokens(self, views: Images) -> Images:
+        """Patch tokens of one batch; see `stream`. Raises UsageError unless loaded with patch_tokens=True."""
+        if not self.token_dim:
             raise UsageError(f"{self.spec} was loaded without patch tokens: load_embedder(..., patch_tokens=True)")
-        pooled, tokens = self._compiled(*self._inputs(views))
-        return normalised(pooled), tokens
-
-    def patch_tokens(self, views: Images) -> np.ndarray:
-        """Patch tokens float32 (B, N, C); see `embed_with_tokens`."""
-        return self.embed_with_tokens(views)[1]
+        tokens = next(self.stream(iter([views])))[1]
+        assert tokens is not None
+        return tokens
 
     def embed_texts(self, texts: list[str]) -> np.ndarray:
         """texts to (B, D) in the space of the images. Computed in float32. Raises UsageError without a text tower."""
@@ -251,12 +275,13 @@ def normalised(x_BD: np.ndarray) -> np.ndarray:
     return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
 
 
-def _facts(checkpoint: Checkpoint, geometry: Geometry) -> tuple[Path, dict[str, Any]]:
+def _facts(checkpoint: Checkpoint, geometry: Geometry, tokens: bool) -> tuple[Path, dict[str, Any]]:
     """The sidecar's path and content: digest, architecture and has_text of a checkpoint, once per state of its files.
 
-    `dim` joins them when a first compiled module has told it.
+    `dim` and `token_dim` join them when a first compiled module has told it.
     """
-    state = digest_of(checkpoint.fingerprint(), asdict(geometry.view), versions("torch", "timm", "transformers"))
+    built = versions("torch", "timm", "transformers")
+    state = digest_of(checkpoint.fingerprint(), asdict(geometry.view), built, tokens)
     path = cache_root() / "embedders" / f"{state}.json"
     known = read_json(path)
     if known is not None:

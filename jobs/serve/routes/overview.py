@@ -64,7 +64,9 @@ def routes(context: Context) -> APIRouter:
 
 def _overview(context: Context) -> dict[str, Any]:
     hidden = ("jpeg", "run_key")
-    frames = [n for n in context.lake.schema("frames").names if n not in hidden and not n.startswith("emb_")]
+    frames = [
+        n for n in context.lake.schema("frames").names if n not in hidden and not n.startswith(("emb_", "patches_"))
+    ]
     assets = [n for n in SCHEMAS["assets"].names if n not in ("uri", "container", "offset", "length")]
     frames_table = context.lake.dataset("frames")
     return {

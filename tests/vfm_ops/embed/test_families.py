@@ -41,7 +41,7 @@ def test_vectors_and_tokens_are_those_of_transformers(family, runtime, transform
     folder = save(model)
     embedder = load_embedder(f"{family}:{folder}", device="cpu", runtime=runtime, precision="exact", patch_tokens=True)
     pooled, tokens = _own_features(family, model, normalised_pixels(pixels, MEAN, STD))
-    vectors, patches = embedder.embed_with_tokens(pixels)
+    vectors, patches = next(embedder.stream(iter([pixels])))
     assert (embedder.runtime, embedder.precision) == (runtime, "exact")
     assert vectors.dtype == np.float32
     assert vectors.shape == (5, embedder.dim)
@@ -56,16 +56,22 @@ def test_siglip2_at_native_aspect_ratio_is_that_of_transformers(runtime, transfo
 
     model = transformers_model("siglip2")
     folder = save(model, patch_size=8, max_num_patches=16, image_mean=[0.5] * 3, image_std=[0.5] * 3)
-    embedder = load_embedder(f"siglip:{folder}", device="cpu", runtime=runtime, precision="exact", preprocess="exact")
+    embedder = load_embedder(
+        f"siglip:{folder}", device="cpu", runtime=runtime, precision="exact", preprocess="exact", patch_tokens=True
+    )
     rng = np.random.default_rng(3)
     images = [rng.integers(0, 256, shape, dtype=np.uint8) for shape in ((40, 90, 3), (64, 64, 3), (120, 30, 3))]
     views = [embedder.view.apply(i) for i in images]
     # The processor on images that already have their final size only cuts patches and normalises.
     inputs = Siglip2ImageProcessor(patch_size=8, max_num_patches=16)(images=views, do_resize=False, return_tensors="pt")
     with torch.no_grad():
-        expected = model.get_image_features(**inputs).pooler_output
+        expected = model.get_image_features(**inputs)
     assert [v.shape[0] > v.shape[1] for v in views] == [False, False, True]
-    np.testing.assert_allclose(embedder.embed_images(views), unit(expected), atol=1e-5)
+    vectors, tokens = next(embedder.stream(iter([views])))
+    np.testing.assert_allclose(vectors, unit(expected.pooler_output), atol=1e-5)
+    for view, own, theirs in zip(views, tokens, expected.last_hidden_state):
+        assert len(own) == view.shape[0] * view.shape[1] // 64
+        np.testing.assert_allclose(own, theirs[: len(own)].numpy(), atol=2e-5)
 
 
 def test_timm_folder_gives_timms_pre_logits(tmp_path, pixels):
@@ -85,7 +91,7 @@ def test_timm_folder_gives_timms_pre_logits(tmp_path, pixels):
     with torch.no_grad():
         features = model.forward_features(x)
         expected = model.forward_head(features, pre_logits=True)
-    vectors, tokens = embedder.embed_with_tokens(pixels)
+    vectors, tokens = next(embedder.stream(iter([pixels])))
     np.testing.assert_allclose(vectors, unit(expected), atol=1e-5)
     np.testing.assert_allclose(tokens, features[:, 1:].numpy(), atol=2e-5)
     assert (embedder.view.height, embedder.view.crop_pct) == (SIZE, 0.9)
