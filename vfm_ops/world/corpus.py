@@ -1,10 +1,10 @@
 """Writes a world as a corpus: media that a pipeline ingests like any other, and the truth about it in the usual formats.
 
-    OUT/images/000000.jpg + .txt        stills and their captions
-    OUT/videos/000000.mp4 + .txt        clips and the captions of their shots, one a line
+    OUT/images/image000000.jpg + .txt   stills and their captions
+    OUT/videos/video000000.mp4 + .txt   clips and the captions of their shots, one a line
     OUT/annotations/images.json         COCO: boxes xywh, RLE masks; categories are full phrases
     OUT/annotations/videos.json         YouTube-VIS: per track one box and RLE per frame, null where unseen; shots per video
-    OUT/annotations/mot/000000/         MOTChallenge: gt/gt.txt (1-based frame, id, xywh, 1, class, visibility), seqinfo.ini
+    OUT/annotations/mot/video000000/    MOTChallenge: gt/gt.txt (1-based frame, id, xywh, 1, class, visibility), seqinfo.ini
     OUT/world.json                      the settings that made it
 
 Items are written one by one: memory does not grow with their number, save for the annotations.
@@ -69,7 +69,7 @@ def write_images(world: World, count: int, out: Path, progress: Callable[[int], 
     categories = Categories()
     for i in range(count):
         scene = image(world, i)
-        name = f"{i:06d}.jpg"
+        name = f"image{i:06d}.jpg"
         cv2.imwrite(str(folder / name), scene.rgb[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
         text = caption(scene)
         (folder / name).with_suffix(".txt").write_text(text + "\n")
@@ -111,21 +111,22 @@ def write_videos(
     annotations: list[dict[str, Any]] = []
     categories = Categories()
     for i in range(count):
+        name = f"video{i:06d}"
         made = clip(world, i, frames, shots)
         tracks = _Tracks(made, categories)
         seen = (tracks.seen(t, scene).rgb for t, scene in enumerate(made))
-        write_video(folder / f"{i:06d}.mp4", seen, fps, crf=20, gop=24)
+        write_video(folder / f"{name}.mp4", seen, fps, crf=20, gop=24)
         texts = [caption(made.frame(s.start)) for s in made.shots]
-        (folder / f"{i:06d}.txt").write_text("\n".join(texts) + "\n")
+        (folder / f"{name}.txt").write_text("\n".join(texts) + "\n")
         bounds = [[s.start, s.stop] for s in made.shots]
         videos.append(
-            {"id": i + 1, "file_names": [f"{i:06d}.mp4"], "length": frames, "height": world.height, "width": world.width,
+            {"id": i + 1, "file_names": [f"{name}.mp4"], "length": frames, "height": world.height, "width": world.width,
              "fps": fps, "shots": bounds, "captions": texts}
         )  # fmt: skip
         annotations += [
             {"id": len(annotations) + 1 + k, "video_id": i + 1, **row} for k, row in enumerate(tracks.rows())
         ]
-        _write_mot(out / "annotations" / "mot" / f"{i:06d}", tracks, made, fps)
+        _write_mot(out / "annotations" / "mot" / name, tracks, made, fps)
         progress(i + 1)
     return _write_json(
         out / "annotations" / "videos.json",

@@ -36,13 +36,13 @@ def test_coco_reads_back_the_scenes(corpus: Path):
         for row, k in zip(rows, [k for k in range(len(scene.things)) if scene.mask(k).any()], strict=True):
             assert np.array_equal(coco.annToMask(row).astype(bool), scene.mask(k))
             assert coco.cats[row["category_id"]]["name"] == scene.things[k].kind.phrase()
-        jpeg = cv2.imread(str(corpus / "images" / f"{i:06d}.jpg"))[..., ::-1]
+        jpeg = cv2.imread(str(corpus / "images" / f"image{i:06d}.jpg"))[..., ::-1]
         assert np.abs(jpeg.astype(int) - scene.rgb).mean() < 8
-        assert (corpus / "images" / f"{i:06d}.txt").read_text().strip() == coco.imgs[i + 1]["caption"]
+        assert (corpus / "images" / f"image{i:06d}.txt").read_text().strip() == coco.imgs[i + 1]["caption"]
 
 
 def test_videos_decode_to_the_rendered_frames(corpus: Path):
-    with av.open(str(corpus / "videos" / "000001.mp4")) as container:
+    with av.open(str(corpus / "videos" / "video000001.mp4")) as container:
         frames = [f.to_ndarray(format="rgb24") for f in container.decode(video=0)]
     made = clip(WORLD, 1, frames=10, shots=2)
     assert len(frames) == 10
@@ -54,7 +54,7 @@ def test_tracks_in_youtube_vis_and_mot_agree_with_the_masks(corpus: Path):
     made = clip(WORLD, 0, frames=10, shots=2)
     rows = [r for r in truth["annotations"] if r["video_id"] == 1]
     assert truth["videos"][0]["shots"] == [[s.start, s.stop] for s in made.shots]
-    mot = [line.split(",") for line in (corpus / "annotations/mot/000000/gt/gt.txt").read_text().splitlines()]
+    mot = [line.split(",") for line in (corpus / "annotations/mot/video000000/gt/gt.txt").read_text().splitlines()]
     for t in range(10):
         scene, first = made.frame(t), made.shot_of(t).first_track
         seen = {first + k: scene.mask(k) for k in range(len(scene.things)) if scene.mask(k).any()}
