@@ -16,6 +16,7 @@ import typer
 from vfm_ops.errors import UsageError
 
 BENCHMARKS = ("process", "decode", "track", "detect", "curate", "pretrain", "serve")
+RESUMABLE = ("pretrain",)  # long ones: rows that --out already holds are not measured again
 
 
 def command(
@@ -28,8 +29,9 @@ def command(
     available = [name for name in BENCHMARKS if importlib.util.find_spec(f"jobs.bench.{name}")]
     if what not in available:
         raise UsageError(f"there is no benchmark {what!r}: use one of {', '.join(available)}")
-    rows = importlib.import_module(f"jobs.bench.{what}").measure(quick)
-    result = {"benchmark": what, "machine": machine(), "rows": rows}
+    measure = importlib.import_module(f"jobs.bench.{what}").measure
+    rows = measure(quick, out) if what in RESUMABLE else measure(quick)
+    result = {"benchmark": what, "machine": machine(), "quick": quick, "rows": rows}
     if out:
         out.write_text(json.dumps(result, indent=1))
     print(json.dumps(result) if as_json else table(result))

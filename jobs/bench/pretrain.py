@@ -3,43 +3,63 @@ what the feed costs: steps fed from a lake over the same steps on batches that l
 
 from __future__ import annotations
 
+import json
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-QUICK_MINUTES = 0.2
-MINUTES = 10.0
+QUICK_STEPS = 20
+PIXELS, FEEDING = "raw pixels", "feeding"
 
 
-def measure(quick: bool) -> list[dict[str, Any]]:
-    """One row per objective: accuracies in percent (kNN, kNN of 1,000 labels, linear probe, zero-shot), steps, images/s; then
-    the feed's row.
+def measure(quick: bool, kept: Path | None = None) -> list[dict[str, Any]]:
+    """One row per objective, one of raw pixels, and the feed's. Accuracies are percentages: knn (k 20), knn_1000 (k 5, of
+    1,000 labels), probe, random_probe, accuracy (own classifier, or class names).
 
-    quick: seconds an objective instead of minutes: the figures then mean nothing. UsageError without Debian's
-    dataset-fashion-mnist.
+    quick: seconds an objective instead of minutes: the figures then mean nothing. kept: JSON file that gets each row as soon
+    as it is there; rows that it already holds, measured on this machine, are not measured again. UsageError without
+    Debian's dataset-fashion-mnist.
     """
-    from vfm_ops.pretrain.benchmark import bench_pretrain
+    from jobs.bench import machine
+    from vfm_ops.pretrain.benchmark import Benchmark
     from vfm_ops.pretrain.registry import OBJECTIVES
 
-    rows = bench_pretrain(
-        OBJECTIVES, minutes=QUICK_MINUTES if quick else MINUTES, probe_samples=2000 if quick else 20000
-    )
-    return [*map(_row, rows), feeding(quick)]
+    data = Benchmark.load(bank=2000 if quick else 20_000)
+    head = {"benchmark": "pretrain", "machine": machine(), "quick": quick}
+    rows = {row["objective"]: row for row in _rows_kept(kept, head)}
+    until = QUICK_STEPS if quick else None
+    makers: dict[str, Callable[[], dict[str, Any]]] = {FEEDING: partial(feeding, quick), PIXELS: data.pixels}
+    makers |= {name: partial(data.objective, name, until) for name in OBJECTIVES}
+    for name, make in makers.items():
+        if name in rows:
+            continue
+        rows[name] = {"objective": name, **{key: _rounded(key, value) for key, value in make().items()}}
+        if kept:
+            kept.write_text(json.dumps({**head, "rows": [*rows.values()]}, indent=1))
+    return [rows[name] for name in makers]
 
 
-def _row(row: dict[str, Any]) -> dict[str, Any]:
-    accuracies = ("knn", "knn_1000", "pixel_knn_1000", "probe", "random_probe", "pixel_probe", "zero_shot")
-    shown = {key: None if row[key] is None else round(100 * row[key], 1) for key in accuracies}
-    return {
-        "objective": row["objective"], **shown, "effective_rank": round(row["effective_rank"], 1),
-        "steps": f"{row['steps']}/{row['of_steps']}", "seconds": round(row["seconds"]),
-        "images_per_s": round(row["images_per_s"]),
-    }  # fmt: skip
+def _rows_kept(kept: Path | None, head: dict[str, Any]) -> list[dict[str, Any]]:
+    """Rows of an earlier run that was cut short, if it was one like this."""
+    if kept is None or not kept.exists():
+        return []
+    earlier = json.loads(kept.read_text())
+    return earlier["rows"] if {key: earlier.get(key) for key in head} == head else []
 
 
-def feeding(quick: bool) -> dict[str, Any]:
+_PERCENT = ("knn", "knn_1000", "probe", "random_probe", "accuracy")
+
+
+def _rounded(key: str, value: Any) -> Any:
+    if value is None or isinstance(value, int):
+        return value
+    return round(100 * value, 1) if key in _PERCENT else round(value, 3 if key == "feeding_share" else 1)
+
+
+def feeding(quick: bool) -> dict[str, float]:
     """SimCLR on a ResNet-18 at 112 px from a lake of 640 x 360 JPEGs: images/s of the whole loop over the bare steps'.
 
     The two take turns in one process, so that another program's load hits both. feeding_share is 1 when waiting for batches,
@@ -74,7 +94,7 @@ def feeding(quick: bool) -> dict[str, Any]:
             fed += _seconds(stepper, (made for made, _ in feed))
             bare += _seconds(stepper, (ready for _ in range(steps)))
     images = 2 * steps * batch
-    return {"objective": "feeding", "images_per_s": round(images / fed, 1), "feeding_share": round(bare / fed, 3)}
+    return {"images_per_s": images / fed, "feeding_share": bare / fed}
 
 
 def _seconds(stepper: Any, batches: Iterator[dict[str, Any]]) -> float:

@@ -68,13 +68,18 @@ class Views:
 
     def make_tokenize(self) -> Tokenize | None:
         """The function that turns a caption into ids, None where no caption is wanted."""
+        from vfm_ops.pretrain.text import tokenize_with
+
+        tokenizer = self.read_tokenizer()
+        return None if tokenizer is None else tokenize_with(tokenizer)
+
+    def read_tokenizer(self) -> Any:
+        """The `tokenizers.Tokenizer`, None where no caption is wanted."""
         if self.tokenizer is None:
             return None
         from tokenizers import Tokenizer
 
-        from vfm_ops.pretrain.text import tokenize_with
-
-        return tokenize_with(Tokenizer.from_str(self.tokenizer))
+        return Tokenizer.from_str(self.tokenizer)
 
 
 def thread_feed(

@@ -7,6 +7,7 @@ OUT/tensorboard/    logs
 OUT/progress.json   step, rate: for whoever watches
 OUT/ids/            ids of every step's samples, when trace_ids says so
 OUT/model/          the backbone in timm's layout, with its model card
+OUT/transformers/   the model in transformers' layout, where it has one (ViTs; not ResNets), with its model card
 OUT/metrics.json, OUT/report.html
 """
 

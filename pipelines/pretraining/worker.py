@@ -28,7 +28,8 @@ from pipelines.pretraining.judge import Judge
 from pipelines.pretraining.output import Output
 from pipelines.pretraining.pictures import draw
 from pipelines.pretraining.settings import RunSettings
-from vfm_ops.pretrain.export import export_timm
+from vfm_ops.errors import UsageError
+from vfm_ops.pretrain.export import export_timm, export_transformers
 from vfm_ops.pretrain.losses.collective import all_reduce_detached, rank, world_size
 from vfm_ops.pretrain.objective import Objective
 from vfm_ops.pretrain.registry import build_objective
@@ -194,12 +195,20 @@ class Worker:
         if objective is None:
             return None
         metrics = self.judge.full(objective)
-        lineage = {**self.job.lineage, "metrics": metrics}
-        with tempfile.TemporaryDirectory(prefix="vfm-model-") as folder:
-            export_timm(objective, folder, lineage)
-            if self.output is not None:
-                self.output.put_folder(Path(folder), "model")
+        self._export(objective, {**self.job.lineage, "metrics": metrics})
         return self._end("done", "", metrics, draw(objective, self.views))
+
+    def _export(self, objective: Objective, lineage: dict[str, Any]) -> None:
+        """OUT/model, and OUT/transformers where transformers has a model of that form."""
+        if self.output is None:
+            return
+        with tempfile.TemporaryDirectory(prefix="vfm-model-") as folder:
+            self.output.put_folder(export_timm(objective, f"{folder}/timm", lineage), "model")
+            try:
+                other = export_transformers(objective, f"{folder}/other", self.views.read_tokenizer(), lineage)
+            except UsageError:  # a ResNet, or towers of another shape than the family's
+                return
+            self.output.put_folder(other, "transformers")
 
     def _end(
         self,

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
+from jobs.bench import pretrain
 from jobs.cli import main
 from tests.pipelines.picture_lake import picture_lake
 from tests.vfm_ops.pretrain.tiny import TINY
+from vfm_ops.pretrain.benchmark import Benchmark
+from vfm_ops.pretrain.registry import OBJECTIVES
 
 
 @pytest.fixture
@@ -41,7 +45,7 @@ def test_clip_from_captions_ends_with_zero_shot_and_a_model(ray_local, lake, tmp
         (["--objective", "simlcr"], "did you mean simclr"),
         (["--objective", "simclr", "--set", "caption=x"], "did you mean caption_column"),
         (["--objective", "mae", "--workers", "3"], "not divisible by 3 workers"),
-        (["--objective", "mae", "--preset", "small"], "batch_size 256 is more than the"),
+        (["--objective", "mae", "--preset", "small"], "batch_size 128 is more than the"),
         (["--objective", "mae", "--selection", "none"], "has no selection 'none'"),
         (["--recipe", "/nowhere.yaml"], "there is no recipe /nowhere.yaml"),
     ],
@@ -59,3 +63,25 @@ def test_keys_lists_every_setting_of_an_objective(capsys):
     out = capsys.readouterr().out
     for line in ("prototypes: 65536", "centre_momentum: 0.9", "batch_size: 1024", "fsdp: false"):
         assert line in out
+
+
+def test_an_interrupted_benchmark_measures_only_what_is_missing(tmp_path, monkeypatch):
+    measured: list[str] = []
+
+    def objective(name: str, until_step: int | None) -> dict[str, float]:
+        measured.append(name)
+        if name == "moco" and measured.count("moco") == 1:
+            raise KeyboardInterrupt
+        return {"probe": 0.5}
+
+    monkeypatch.setattr(pretrain, "feeding", lambda quick: {"feeding_share": 1.0})
+    bench = SimpleNamespace(pixels=lambda: {"probe": 0.4}, objective=objective)
+    monkeypatch.setattr(Benchmark, "load", lambda bank: bench)
+    kept = tmp_path / "rows.json"
+    with pytest.raises(KeyboardInterrupt):
+        pretrain.measure(False, kept)
+    rows = pretrain.measure(False, kept)
+    assert [row["objective"] for row in rows] == ["feeding", "raw pixels", *OBJECTIVES]
+    assert measured == [*OBJECTIVES[:3], *OBJECTIVES[2:]]
+    pretrain.measure(True, kept)
+    assert measured[-9:] == [*OBJECTIVES], "rows of a whole run do not stand for those of a quick one"

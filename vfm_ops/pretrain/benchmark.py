@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,75 +21,87 @@ from vfm_ops.pretrain.evaluate import (
 )
 from vfm_ops.pretrain.fit import fit
 from vfm_ops.pretrain.monitor import effective_rank
+from vfm_ops.pretrain.objective import Objective
 from vfm_ops.pretrain.presets import SMALL
-from vfm_ops.pretrain.registry import OBJECTIVES, build_objective
+from vfm_ops.pretrain.registry import build_objective
 from vfm_ops.pretrain.text import Tokenize, tokenize_with, train_tokenizer
 from vfm_ops.pretrain.train_config import train_config
 
 FEW = 1000  # labels of the few-label kNN
+FASHION_MNIST = "/usr/share/datasets/fashion-mnist"
 
 
-def bench_pretrain(
-    objectives: Sequence[str] = OBJECTIVES,
-    data_dir: str | Path = "/usr/share/datasets/fashion-mnist",
-    minutes: float = 10.0,
-    probe_samples: int = 20000,
-    report: Callable[[dict[str, Any]], None] | None = None,
-    seed: int = 0,
-) -> list[dict[str, Any]]:
-    """Trains each objective's small preset for at most `minutes` and evaluates it on the 10,000 test images.
+@dataclass(frozen=True)
+class Benchmark:
+    """What every objective is trained and judged on. bank: training images behind kNN and probe."""
 
-    Returns one row per objective: objective, knn (k 20, of probe_samples), knn_1000 (k 5, 1,000 labels), probe, random_probe,
-    pixel_knn_1000, pixel_probe, zero_shot (clip, siglip), effective_rank, steps, of_steps, seconds, images_per_s. Accuracies
-    are shares. `report` receives each row as soon as it is there.
-    """
-    train, test = fashion_mnist(data_dir, "train"), fashion_mnist(data_dir, "test")
-    pixels = _evaluate(_flat(train.images[:probe_samples]), _flat(test.images), train, test)
-    tokenizer = train_tokenizer(text for captions in train.captions or () for text in captions)
-    rows = []
-    for name in objectives:
-        row = _bench_one(name, train, test, minutes, probe_samples, tokenize_with(tokenizer), seed)
-        rows.append(row | {"pixel_knn_1000": pixels["knn_1000"], "pixel_probe": pixels["probe"]})
-        if report is not None:
-            report(rows[-1])
-    return rows
+    train: Samples
+    test: Samples
+    tokenize: Tokenize
+    bank: int
 
+    @classmethod
+    def load(cls, folder: str | Path = FASHION_MNIST, bank: int = 20_000) -> Benchmark:
+        """Fashion-MNIST and a tokenizer of its captions. UsageError where the data set is missing."""
+        train, test = fashion_mnist(folder, "train"), fashion_mnist(folder, "test")
+        tokenizer = train_tokenizer(text for captions in train.captions or () for text in captions)
+        return cls(train, test, tokenize_with(tokenizer), bank)
 
-def _bench_one(
-    name: str, train: Samples, test: Samples, minutes: float, probe_samples: int, tokenize: Tokenize, seed: int
-) -> dict[str, Any]:
-    settings, training = SMALL[name]
-    config = train_config(name, **{**training, "seed": seed})
-    torch.manual_seed(seed)
-    objective = build_objective(name, **settings)
-    bank = train.images[:probe_samples]
-    before = _evaluate(extract_features(objective, bank), extract_features(objective, test.images), train, test)
-    started = time.monotonic()
-    history = fit(objective, train, config, tokenize, max_seconds=60 * minutes)
-    seconds = time.monotonic() - started
-    features = extract_features(objective, test.images)
-    after = _evaluate(extract_features(objective, bank), features, train, test)
-    row = {
-        "objective": name, **after, "random_probe": before["probe"], "zero_shot": None,
-        "effective_rank": effective_rank(features[:2000]), "steps": len(history), "of_steps": config.total_steps(len(train)),
-        "seconds": seconds, "images_per_s": len(history) * config.batch_size / seconds,
-    }  # fmt: skip
-    if name in ("clip", "siglip"):
-        row["zero_shot"] = class_name_accuracy(objective, test, tokenize)
-    return row
+    def pixels(self) -> dict[str, float]:
+        """knn (k 20, of the bank), knn_1000 (k 5, of 1,000 labels) and probe of raw pixels, as shares."""
+        return self._judge(_flat(self.train.images[: self.bank]), _flat(self.test.images))
+
+    def objective(self, name: str, until_step: int | None = None, seed: int = 0) -> dict[str, Any]:
+        """Trains an objective's small preset and judges it on the test images.
+
+        Returns knn, knn_1000 and probe as `pixels` has them, random_probe (before training), accuracy (of the classifier,
+        or by class names; None where the objective has neither), effective_rank, steps, cpu_minutes of training and
+        images_per_cpu_s: CPU time is the same whatever else the machine does.
+        """
+        settings, training = SMALL[name]
+        config = train_config(name, **{**training, "seed": seed})
+        torch.manual_seed(seed)
+        objective = build_objective(name, **settings)
+        before = self._features(objective)
+        started = time.process_time()
+        history = fit(objective, self.train, config, self.tokenize, until_step=until_step)
+        seconds = time.process_time() - started
+        bank, test = self._features(objective)
+        return {
+            **self._judge(bank, test),
+            "random_probe": self._judge(*before)["probe"],
+            "accuracy": self._accuracy(objective, test),
+            "effective_rank": effective_rank(test[:2000]),
+            "steps": len(history),
+            "cpu_minutes": seconds / 60,
+            "images_per_cpu_s": len(history) * config.batch_size / seconds,
+        }
+
+    def _features(self, objective: Objective) -> tuple[Tensor, Tensor]:
+        return extract_features(objective, self.train.images[: self.bank]), extract_features(
+            objective, self.test.images
+        )
+
+    def _judge(self, bank_ND: Tensor, test_MD: Tensor) -> dict[str, float]:
+        label_N, label_M = torch.tensor(self.train.labels)[: len(bank_ND)], torch.tensor(self.test.labels)
+        return {
+            "knn": knn_accuracy(bank_ND, label_N, test_MD, label_M, k=20),
+            "knn_1000": knn_accuracy(bank_ND[:FEW], label_N[:FEW], test_MD, label_M, k=5),
+            "probe": linear_probe(bank_ND, label_N, test_MD, label_M),
+        }
+
+    @torch.no_grad()
+    def _accuracy(self, objective: Any, test_MD: Tensor) -> float | None:
+        label_M = torch.tensor(self.test.labels)
+        if objective.name == "supervised":
+            return float((objective.classifier(test_MD).argmax(1) == label_M).double().mean())
+        if objective.name in ("clip", "siglip"):
+            return class_name_accuracy(objective, self.test, self.tokenize)
+        return None
 
 
 def _flat(images: np.ndarray) -> Tensor:
     return torch.tensor(images.reshape(len(images), -1)).float() / 255
-
-
-def _evaluate(bank_ND: Tensor, test_MD: Tensor, train: Samples, test: Samples) -> dict[str, float]:
-    label_N, label_M = torch.tensor(train.labels)[: len(bank_ND)], torch.tensor(test.labels)
-    return {
-        "knn": knn_accuracy(bank_ND, label_N, test_MD, label_M, k=20),
-        "knn_1000": knn_accuracy(bank_ND[:FEW], label_N[:FEW], test_MD, label_M, k=5),
-        "probe": linear_probe(bank_ND, label_N, test_MD, label_M),
-    }
 
 
 @torch.no_grad()

@@ -7,7 +7,6 @@ Checkpoint folder:
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -52,10 +51,9 @@ def fit(
     checkpoint_every: int = 0,
     keep: int = 2,
     until_step: int | None = None,
-    max_seconds: float | None = None,
     on_step: Callable[[dict[str, float]], None] | None = None,
 ) -> list[dict[str, float]]:
-    """Trains to the end of the schedule (or `until_step`, or `max_seconds`) and returns the logs of the steps it ran.
+    """Trains to the end of the schedule (or `until_step`) and returns the logs of the steps it ran.
 
     folder: resumes from its newest checkpoint, writes one every `checkpoint_every` steps and one at the end. Raises
     UsageError for missing columns or a checkpoint of another config, TrainingDiverged when the loss is no number (what is
@@ -67,15 +65,13 @@ def fit(
     if folder is not None and (newest := newest_checkpoint(folder)) is not None:
         stepper.load_state_dict(torch.load(newest, map_location=device, weights_only=True))
     end = stepper.total_steps if until_step is None else min(until_step, stepper.total_steps)
-    started, history = time.monotonic(), []
+    history = []
     while stepper.step_index < end:
         history.append(stepper.step(make_batch(plan, samples, stepper.step_index, config, tokenize)))
         if on_step is not None:
             on_step(history[-1])
         if folder is not None and checkpoint_every and stepper.step_index % checkpoint_every == 0:
             write_checkpoint(stepper.state_dict(), folder, keep)
-        if max_seconds is not None and time.monotonic() - started > max_seconds:
-            break
     if folder is not None and history:
         write_checkpoint(stepper.state_dict(), folder, keep)
     return history

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from vfm_ops.errors import UsageError
+from vfm_ops.pretrain.backbones import is_vit
 
 # transformers model_type -> timm entry point whose arguments stand for the family.
 FAMILIES = {
@@ -46,6 +47,7 @@ _IN_BLOCK = (
     (r"lambda_(\d)", r"gamma_\1"),
     (r"relative_position_bias\.", "attn."),
 )
+_NO_OUTPUT = ("relative_position_index", "mask_token")  # of timm: computed, or for pretraining only
 _THIRD = {"q": 0, "k": 1, "v": 2}
 
 
@@ -114,12 +116,16 @@ def from_timm(
     """The tensors of a transformers vision model that a timm state dict holds, in the shapes that transformers wants.
 
     A layer scale that the backbone lacks is 1. What timm has no place for is left out, for the caller to keep as it is.
+    UsageError for a tensor of another form, and for one that transformers has no place for: its outputs would differ.
     """
     out: dict[str, Tensor] = {}
+    used: set[str] = set()
     for key, shape in shapes.items():
         if key.startswith("head.attention.in_proj_"):
             kind = key.removeprefix("head.attention.in_proj_")
-            out[key] = torch.cat([timm_state[f"attn_pool.q.{kind}"], timm_state[f"attn_pool.kv.{kind}"]])
+            query, rest = f"attn_pool.q.{kind}", f"attn_pool.kv.{kind}"
+            out[key] = torch.cat([timm_state[query], timm_state[rest]])
+            used |= {query, rest}
             continue
         source = timm_source(key, beit)
         if source is None:
@@ -136,6 +142,10 @@ def from_timm(
                 f"{name} is {tuple(value.shape)}, transformers' {key} wants {tuple(shape)}: export it as timm"
             )
         out[key] = value.reshape(shape).contiguous()
+        used.add(name)
+    left = [key for key in timm_state if key not in used and not key.endswith(_NO_OUTPUT)]
+    if left:
+        raise UsageError(f"transformers' model has no place for the backbone's {left[0]}: export it as timm instead")
     return out
 
 
@@ -170,7 +180,7 @@ def timm_arguments(config: Any) -> tuple[str, dict[str, Any]]:
 
 def vision_settings(backbone: nn.Module) -> dict[str, Any]:
     """Arguments of a transformers vision config for a timm ViT or Beit. UsageError for another architecture."""
-    if not hasattr(backbone, "blocks") or not hasattr(backbone, "patch_embed"):
+    if not is_vit(backbone):
         raise UsageError(f"{type(backbone).__name__} has no transformers layout here: export it as timm")
     block, patch = backbone.blocks[0], backbone.patch_embed
     norms = [m.eps for m in backbone.modules() if isinstance(m, nn.LayerNorm)]

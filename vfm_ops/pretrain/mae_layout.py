@@ -26,7 +26,8 @@ def decoder_to_transformers(decoder: MAEDecoder, model: Any) -> None:
     layers = {
         key.removeprefix("decoder_"): value.shape for key, value in theirs.items() if key.startswith("decoder_layers.")
     }
-    state |= {"decoder_" + key: value for key, value in from_timm(mine, layers).items()}
+    blocks = {name: value for name, value in mine.items() if name.startswith("blocks.")}
+    state |= {"decoder_" + key: value for key, value in from_timm(blocks, layers).items()}
     model.decoder.load_state_dict(state)
 
 

@@ -15,17 +15,21 @@ Tokenize = Callable[[str, int], np.ndarray]
 
 
 def train_tokenizer(captions: Iterable[str], vocabulary: int = 8192) -> Any:
-    """A lower-case byte-pair tokenizer learnt from the captions (ids: pad 0, unknown 1, begin 2, end 3).
+    """A lower-case byte-pair tokenizer learnt from the captions (ids: pad 0, unknown 1, begin 2, end 3), which puts begin and
+    end around each caption as a published one does.
 
     Merges of equal frequency come in another order at each call: save the tokenizer with the run and load it to resume.
 
     Raises UsageError when there is no caption with a word in it.
     """
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 
     tokenizer = Tokenizer(models.BPE(unk_token=UNKNOWN, end_of_word_suffix="</w>"))
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{BEGIN} $A {END}", special_tokens=[(BEGIN, 2), (END, 3)]
+    )
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary, special_tokens=[PAD, UNKNOWN, BEGIN, END], end_of_word_suffix="</w>", show_progress=False
     )
@@ -60,16 +64,13 @@ def save_tokenizer(tokenizer: Any, directory: str | Path) -> None:
 
 
 def tokenize_with(tokenizer: Any) -> Tokenize:
-    """A function (caption, length) -> int64 (length,): begin, words, end, pads; a longer caption loses its tail, not its end.
-
-    A tokenizer of a published model adds its own begin and end; ours gets them here.
-    """
-    begin, end, pad = (tokenizer.token_to_id(t) for t in (BEGIN, END, PAD))
-    ours = begin is not None and end is not None
+    """A function (caption, length) -> int64 (length,): begin, words, end, pads; a longer caption loses its tail, not its
+    end."""
+    pad = tokenizer.token_to_id(PAD)
 
     def tokenize(caption: str, length: int) -> np.ndarray:
         ids = tokenizer.encode(caption).ids
-        ids = [begin, *ids[: length - 2], end] if ours else ids[: length - 1] + ids[-1:] if len(ids) > length else ids
+        ids = ids[: length - 1] + ids[-1:] if len(ids) > length else ids
         out = np.full(length, pad if pad is not None else ids[-1], np.int64)
         out[: len(ids)] = ids
         return out

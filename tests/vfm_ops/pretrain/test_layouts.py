@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from tests.vfm_ops.pretrain.tiny import build, samples, tokenizer, training
+from tests.vfm_ops.pretrain.tiny import VIT, build, samples, tokenizer, training
 from vfm_ops.errors import UsageError, WeightsUnavailable
 from vfm_ops.pretrain.export import export_timm, export_transformers, model_card
 from vfm_ops.pretrain.fit import fit
 from vfm_ops.pretrain.load import load_backbone
 from vfm_ops.pretrain.mae_layout import decoder_from_transformers
-from vfm_ops.pretrain.text import train_tokenizer
+from vfm_ops.pretrain.text import tokenize_with, train_tokenizer
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 32, "patch_size": 8}
 INNER = {"intermediate_size": 24}
@@ -220,6 +221,8 @@ def test_backbones_without_a_transformers_layout_are_refused(tmp_path):
         export_transformers(build("clip"), tmp_path)
     with pytest.raises(UsageError, match="no image projection"):
         export_transformers(build("siglip"), tmp_path)
+    with pytest.raises(UsageError, match="has no place for the backbone"):
+        export_transformers(build("simclr", backbone_args={**VIT, "qk_norm": True}), tmp_path)
 
 
 def test_training_starts_from_a_published_directory(tmp_path):
@@ -245,12 +248,42 @@ def test_model_card_tells_lineage_and_figures():
         assert fact in card
 
 
-def test_embedding_takes_an_exported_directory_as_it_is(tmp_path):
+CLIP_ARGS = {"patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 2}
+
+
+@pytest.mark.parametrize(
+    ("name", "family", "settings"),
+    [
+        ("simclr", "vit", {}),
+        ("mae", "vit-mae", {}),
+        ("dinov2", "dinov2", {}),
+        ("clip", "clip", {"backbone": "vit_base_patch32_clip_224", "backbone_args": CLIP_ARGS}),
+    ],
+)
+def test_embedding_takes_exported_directories_as_they_are(tmp_path, name, family, settings):
+    """Of either layout; with CLIP's text tower and tokenizer, too."""
     from vfm_ops.embed.embedder import load_embedder
 
-    objective = build("simclr").eval()
-    export_timm(objective, tmp_path)
+    learnt = train_tokenizer(samples().captions, 64)
+    objective = build(name, **settings).eval()
+    export_timm(objective, tmp_path / "timm")
+    export_transformers(objective, tmp_path / "transformers", learnt if name == "clip" else None)
     images = [np.ascontiguousarray(image[:16, :16]) for image in samples().images[:4]]
-    embedder = load_embedder(f"timm:{tmp_path}", device="cpu", runtime="torch", precision="exact")
-    want = torch.nn.functional.normalize(objective.embed(torch.tensor(np.stack(images))), dim=-1)
-    torch.testing.assert_close(torch.tensor(np.asarray(embedder.embed_images(images))), want, rtol=1e-5, atol=1e-5)
+    batch = torch.tensor(np.stack(images))
+
+    def load(spec: str) -> Any:
+        return load_embedder(spec, device="cpu", runtime="torch", precision="exact")
+
+    def close(got: Any, want: torch.Tensor) -> None:
+        want = torch.nn.functional.normalize(want.detach(), dim=-1)
+        torch.testing.assert_close(torch.tensor(np.asarray(got)), want, rtol=1e-5, atol=1e-5)
+
+    close(load(f"timm:{tmp_path}/timm").embed_images(images), objective.embed(batch))
+    embedder = load(f"{family}:{tmp_path}/transformers")
+    close(
+        embedder.embed_images(images), objective.embed_pair_space(batch) if name == "clip" else objective.embed(batch)
+    )
+    if name == "clip":
+        captions = samples().captions[:3]
+        tokens = torch.tensor(np.stack([tokenize_with(learnt)(text, 8) for text in captions]))
+        close(embedder.embed_texts(captions), objective.encode_text(tokens))
