@@ -90,10 +90,10 @@ def search(
     column, embedder = choose_column(columns, query, model)
     if query.frame_id is not None:
         vector = frame_vector(lake, column.name, query.frame_id)
-        split = without_frame(split, query.frame_id)
     else:
         vector = embed_query(query, embedder)
-    return SearchResult(column, nearest_hits(lake, column.name, vector, k, split, exact=exact))
+    hits = nearest_hits(lake, column.name, vector, k, split, exact=exact, other_than=query.frame_id)
+    return SearchResult(column, hits)
 
 
 def checked_split(lake: Lake, where: str | None) -> SplitFilter:
@@ -105,17 +105,26 @@ def checked_split(lake: Lake, where: str | None) -> SplitFilter:
     return split
 
 
-def without_frame(split: SplitFilter, frame_id: str) -> SplitFilter:
-    """The same condition, for all frames but one: a frame is not its own hit."""
-    other = "frame_id != '" + frame_id.replace("'", "''") + "'"
-    return SplitFilter(f"({split.frames}) AND {other}" if split.frames else other, split.assets)
-
-
 def nearest_hits(
-    lake: Lake, column: str, vector: np.ndarray, k: int, split: SplitFilter, *, exact: bool = False
+    lake: Lake,
+    column: str,
+    vector: np.ndarray,
+    k: int,
+    split: SplitFilter,
+    *,
+    exact: bool = False,
+    other_than: str | None = None,
 ) -> pa.Table:
-    """The k frames nearest to a vector under a condition, best first: the columns of `SearchResult.hits`."""
-    return with_assets(lake, _nearest(lake, column, vector, k, split, exact))
+    """The k frames nearest to a vector under a condition, best first: the columns of `SearchResult.hits`.
+
+    other_than: a frame that is not to be among them, as one is not its own hit.
+    """
+    if other_than is None:
+        return with_assets(lake, _nearest(lake, column, vector, k, split, exact))
+    # One more is asked for and the frame dropped: as a filter it would be looked for in every row.
+    found = _nearest(lake, column, vector, k + 1, split, exact)
+    others = found.filter(pc.not_equal(found["frame_id"], other_than)) if found.num_rows else found
+    return with_assets(lake, others.slice(0, k))
 
 
 def embedding_columns(lake: Lake) -> list[Column]:

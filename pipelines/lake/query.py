@@ -47,11 +47,10 @@ def nearest_frames(
     nearest = {"column": column, "q": unit, "k": k, "metric": "cosine", "use_index": not exact}
     if not exact:
         nearest |= probing_for(search_tuning(dataset, column), k)
-    present = f"{column} IS NOT NULL"
-    condition = f"({where}) AND {present}" if where else present
+    # Rows without a vector need no filter: Lance leaves them out, and a filter on the column would read all its vectors.
     wanted = [*dict.fromkeys(columns), "_distance"]
     try:
-        found = dataset.to_table(columns=wanted, nearest=nearest, filter=condition, prefilter=True)
+        found = dataset.to_table(columns=wanted, nearest=nearest, filter=where, prefilter=True)
     except (ValueError, OSError) as e:
         raise UsageError(f"the filter {where!r} does not fit table frames: {_filter_reason(e)}") from e
     scores = pc.subtract(pa.scalar(1.0, pa.float32()), found["_distance"])

@@ -21,7 +21,6 @@ from pipelines.search import (
     checked_split,
     nearest_hits,
     with_assets,
-    without_frame,
 )
 
 
@@ -39,10 +38,8 @@ def routes(context: Context) -> APIRouter:
 
         def find() -> Page:
             split = checked_split(context.lake, where)
-            if body.frame_id is not None:
-                split = without_frame(split, body.frame_id)
             k = body.offset + body.limit + 1
-            hits = nearest_hits(context.lake, column.name, vector, k, split, exact=body.exact)
+            hits = nearest_hits(context.lake, column.name, vector, k, split, exact=body.exact, other_than=body.frame_id)
             return _page(context, hits, body.offset, body.limit, column.spec)
 
         return await asyncio.to_thread(find)
