@@ -7,13 +7,26 @@ import os
 import signal
 import socket
 import threading
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from vfm_ops.errors import UsageError
 
+if TYPE_CHECKING:
+    from jobs.serve.listener import Listener
+
 MANY = "may be repeated"
+# Requests go to replicas over gRPC instead of as Ray tasks, and stay on one event loop at either end: half the
+# processor time of each. On a cluster these are set where `ray start` runs.
+THROUGHPUT = {
+    "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
+    "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
+    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
+    "RAY_SERVE_LOG_TO_STDERR": "0",
+    "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "200",
+}
+_listening: list[Listener] = []
 
 
 def command(
@@ -51,35 +64,50 @@ def command(
 
 
 def start(settings: dict[str, Any], host: str, port: int) -> None:
-    """Starts Ray where none runs, and the application on it; returns when it answers. VfmError when it can't start."""
-    os.environ.setdefault("RAY_SERVE_LOG_TO_STDERR", "0")
-    os.environ.setdefault("RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE", "200")
+    """Starts Ray where none runs, the application on it, and HTTP in this process; returns when it answers.
+
+    VfmError when it can't start.
+    """
+    for name, value in THROUGHPUT.items():
+        os.environ.setdefault(name, value)
     from ray import serve
     from ray.serve.schema import LoggingConfig
 
-    from jobs.serve.app import build
+    from jobs.serve.app import APPLICATION, build, local_gateway
+    from jobs.serve.listener import Listener
     from pipelines.cluster import connect
     from vfm_ops.errors import VfmError
 
+    settings = settings | {"gateways": 0}
     application = build(settings)
     connect()
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     quiet = LoggingConfig(log_level="WARNING", enable_access_log=False)
-    serve.start(http_options={"host": host, "port": port}, logging_config=quiet)
+    serve.start(proxy_location="Disabled", logging_config=quiet)
     try:
-        serve.run(application, name="vfm", route_prefix="/", logging_config=quiet)
+        serve.run(application, name=APPLICATION, route_prefix="/", logging_config=quiet)
     except RuntimeError as error:
         stop()
         raise VfmError(f"the server did not start: {str(error).strip().splitlines()[-1]}") from error
+    # Serve ends on the loop that its handles live on.
+    _listening.append(Listener(lambda: local_gateway(settings), serve.shutdown_async, host, port))
 
 
 def stop() -> None:
-    """Ends the application and the Ray that `start` began."""
+    """Ends HTTP, the application, and the Ray that `start` began."""
     import ray
+
+    end_serving()
+    ray.shutdown()
+
+
+def end_serving() -> None:
+    """Ends HTTP and the application; Ray goes on."""
     from ray import serve
 
+    while _listening:
+        _listening.pop().close()
     serve.shutdown()
-    ray.shutdown()
 
 
 def check_reach(host: str, token_env: str) -> None:

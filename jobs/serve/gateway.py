@@ -1,4 +1,4 @@
-"""The replica that speaks HTTP: FastAPI over the lake and the handles of the models. It holds no model and decodes nothing."""
+"""What speaks HTTP: FastAPI over the lake and the handles of the models. It holds no model and decodes nothing."""
 
 from __future__ import annotations
 
@@ -43,10 +43,9 @@ class Gateway:
         self, settings: dict[str, Any], embed: Any, detect: dict[str, Any], segment: Any | None, track: Any | None
     ) -> None:
         chosen = ServeSettings(**settings)
-        lake = LakeView.open(chosen.lake)
         self._context = Context(
             settings=chosen,
-            lake=LakeView(lake.root),
+            lake=LakeView(LakeView.open(chosen.lake).root),
             metrics=Metrics(),
             thumbnails=Thumbnails(chosen.limits.media()),
             embed=embed,
@@ -58,9 +57,13 @@ class Gateway:
     def __serve_build_asgi_app__(self) -> FastAPI:
         return make_api(self._context)
 
+    def close(self) -> None:
+        """Stops its decoder."""
+        self._context.thumbnails.close()
+
     def __del__(self) -> None:
         if hasattr(self, "_context"):
-            self._context.thumbnails.close()
+            self.close()
 
 
 def make_api(context: Context) -> FastAPI:

@@ -25,6 +25,7 @@ TITLES = {
     416: "range not satisfiable",
     422: "can't be processed",
     429: "too many requests",
+    431: "headers too large",
     500: "internal error",
     501: "no such model",
     503: "unavailable",

@@ -90,7 +90,7 @@ class ServeSettings(Strict):
     """A whole server. lake: directory or object-store prefix. token_env: environment variable that holds the bearer token.
 
     selections: whether requests may write selections into the lake (nothing else is ever written).
-    gateways: replicas that speak HTTP.
+    gateways: replicas that speak HTTP behind Ray's proxies; 0 where the process that starts the server does, as `vfm serve`.
     """
 
     lake: str
@@ -101,7 +101,7 @@ class ServeSettings(Strict):
     limits: RequestLimits = RequestLimits()
     token_env: str = "VFM_TOKEN"
     selections: bool = True
-    gateways: int = Field(1, ge=1)
+    gateways: int = Field(1, ge=0)
 
     def token(self) -> str | None:
         """The bearer token of this process' environment; None where none is set."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from vfm_ops.media.source import MediaSource
 from vfm_ops.media.view import View
 
 NAME = "the uploaded file"
+T = TypeVar("T")
 
 
 class Decoder:
@@ -25,13 +27,13 @@ class Decoder:
         self._sandboxes: dict[View | None, Sandbox] = {}
         self._lock = threading.Lock()
 
-    def views(self, images: list[bytes], view: View) -> list[np.ndarray]:
-        """Each image as one model's input. Raises the MediaError of the first that can't be decoded, with its position."""
-        return [frame.views["model"] for frame in self._decode(images, view)]
+    def views(self, images: list[bytes], view: View) -> list[np.ndarray | MediaError]:
+        """Each image as one model's input, or why it can't be decoded."""
+        return [r if isinstance(r, MediaError) else r.views["model"] for r in self._decode(images, view)]
 
     def pixels(self, images: list[bytes]) -> list[np.ndarray]:
-        """Each image as RGB uint8 (H, W, 3). MediaError as `views`."""
-        return [np.asarray(frame.pixels) for frame in self._decode(images, None)]
+        """Each image as RGB uint8 (H, W, 3). Raises the MediaError of the first that can't be decoded."""
+        return [np.asarray(frame.pixels) for frame in checked(self._decode(images, None))]
 
     def crop_views(self, images: list[bytes], boxes: list[tuple[float, ...]], view: View) -> list[np.ndarray]:
         """A box (xyxy, pixels) of each image as a model's input. MediaError when a box lies outside its image."""
@@ -42,15 +44,8 @@ class Decoder:
         for sandbox in self._sandboxes.values():
             sandbox.close()
 
-    def _decode(self, images: list[bytes], view: View | None) -> list[Frame]:
-        sources = [MediaSource(NAME, data=data) for data in images]
-        frames: list[Frame] = []
-        for result in self._sandbox(view).images(sources):
-            if isinstance(result, MediaError):
-                where = f"Image {len(frames)}: " if len(images) > 1 else ""
-                raise MediaError(result.kind, where + str(result))
-            frames.append(result)
-        return frames
+    def _decode(self, images: list[bytes], view: View | None) -> list[Frame | MediaError]:
+        return list(self._sandbox(view).images([MediaSource(NAME, data=data) for data in images]))
 
     def _sandbox(self, view: View | None) -> Sandbox:
         with self._lock:
@@ -61,6 +56,16 @@ class Decoder:
                 )
                 self._sandboxes[view] = Sandbox(settings, self._processes)
             return self._sandboxes[view]
+
+
+def checked(results: Sequence[T | MediaError]) -> list[T]:
+    """The results when all are; else raises the first MediaError among them, with its position when there are several."""
+    kept: list[T] = []
+    for result in results:
+        if isinstance(result, MediaError):
+            raise MediaError(result.kind, f"Image {len(kept)}: {result}" if len(results) > 1 else str(result))
+        kept.append(result)
+    return kept
 
 
 def crop(rgb: np.ndarray, box: tuple[float, ...]) -> np.ndarray:

@@ -1,6 +1,6 @@
 """Embedding replicas: several models each, requests of many clients joined into one pass.
 
-bytes ──sandbox──▶ views ──joined with those of other requests──▶ model ──▶ each request's vectors
+bytes ──joined, sandbox──▶ views ──joined, model──▶ each request's vectors
 """
 
 from __future__ import annotations
@@ -13,9 +13,11 @@ from typing import Any
 import numpy as np
 from ray import serve
 
+from jobs.serve.joining import Joined
 from jobs.serve.settings import EmbedChoice, RequestLimits
-from jobs.serve.uploads import Decoder
+from jobs.serve.uploads import Decoder, checked
 from pipelines.search import Column, load_same
+from vfm_ops.errors import MediaError
 
 MOST_REMEMBERED_TEXTS = 4096
 
@@ -26,25 +28,27 @@ def column_key(column: Column) -> str:
 
 
 class EmbeddingModel:
-    """One loaded model of a replica; passes over images take whatever requests wait at that moment."""
+    """One loaded model of a replica; its passes take whatever requests wait when the last one ends."""
 
-    def __init__(self, column: Column, device: str, batch: int) -> None:
+    def __init__(self, column: Column, device: str, batch: int, decoder: Decoder) -> None:
         self.embedder = load_same(column, device)
-        self.images.set_max_batch_size(batch)
+        view = self.embedder.view
+        self._decode = Joined[bytes, np.ndarray | MediaError](lambda images: decoder.views(images, view), batch)
+        self._pass = Joined[np.ndarray, np.ndarray](self._run, batch)
         self._texts: dict[str, np.ndarray] = {}
         self._text_lock = asyncio.Lock()
 
-    @serve.batch(max_batch_size=64, batch_wait_timeout_s=0.0, batch_size_fn=lambda calls: sum(len(c) for c in calls))
-    async def images(self, calls: list[list[np.ndarray]]) -> list[np.ndarray]:
-        """calls: views of each request. Returns float32 (n, D) for each."""
-        return await asyncio.to_thread(self._pass, calls)
+    async def images(self, images: list[bytes]) -> np.ndarray:
+        """float32 (n, D) of encoded images. Raises MediaError."""
+        return await self.views(checked(await self._decode(images)))
 
-    def _pass(self, calls: list[list[np.ndarray]]) -> list[np.ndarray]:
-        views = [view for call in calls for view in call]
+    async def views(self, views: list[np.ndarray]) -> np.ndarray:
+        """float32 (n, D) of the model's inputs."""
+        return np.stack(await self._pass(views))
+
+    def _run(self, views: list[np.ndarray]) -> list[np.ndarray]:
         ragged = self.embedder.view.fit == "naflex"
-        vectors = self.embedder.embed_images(views if ragged else np.stack(views))
-        ends = np.cumsum([len(call) for call in calls])[:-1]
-        return np.split(vectors, ends)
+        return list(self.embedder.embed_images(views if ragged else np.stack(views)))
 
     async def texts(self, texts: list[str]) -> np.ndarray:
         """float32 (n, D); texts seen before come from memory. UsageError without a text tower."""
@@ -70,7 +74,9 @@ class Embedding:
 
         async def load(key: str) -> EmbeddingModel:
             column = Column(**json.loads(key))
-            return await asyncio.to_thread(EmbeddingModel, column, self._choice.device, self._choice.batch)
+            return await asyncio.to_thread(
+                EmbeddingModel, column, self._choice.device, self._choice.batch, self._decoder
+            )
 
         # Not a decorated method: how many models fit is a setting.
         self._model = serve.multiplexed(max_num_models_per_replica=self._choice.models_at_once)(load)
@@ -81,12 +87,9 @@ class Embedding:
     async def embed_images(self, images: list[bytes], boxes: list[tuple[float, ...]] | None = None) -> np.ndarray:
         """float32 (n, D) of encoded images, or of one box (xyxy, pixels) of each. Raises MediaError."""
         model = await self._held()
-        view = model.embedder.view
-        if boxes is not None:
-            views = await asyncio.to_thread(self._decoder.crop_views, images, boxes, view)
-        else:
-            views = await asyncio.to_thread(self._decoder.views, images, view)
-        return await model.images(views)
+        if boxes is None:
+            return await model.images(images)
+        return await model.views(await asyncio.to_thread(self._decoder.crop_views, images, boxes, model.embedder.view))
 
     async def embed_texts(self, texts: list[str]) -> np.ndarray:
         """float32 (n, D). UsageError when the model has no text tower."""

@@ -65,7 +65,7 @@ def models(tmp_path_factory) -> dict[str, str]:
 @pytest.fixture(scope="session")
 def served(tmp_path_factory, serve_cache, models, photographs, bikes, ray_local) -> Served:
     """The application on a free port of loopback."""
-    from jobs.serve import start
+    from jobs.serve import end_serving, start
 
     root = tmp_path_factory.mktemp("served")
     media = root / "media"
@@ -87,6 +87,4 @@ def served(tmp_path_factory, serve_cache, models, photographs, bikes, ray_local)
     }
     start(settings, "127.0.0.1", port)
     yield Served(f"http://127.0.0.1:{port}", lake, media, models["clip"], models["detector"], models["sam2"])
-    from ray import serve
-
-    serve.shutdown()
+    end_serving()
