@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -36,7 +35,7 @@ def command(
     ] = False,
     as_json: JsonOption = False,
 ) -> int:
-    """Trains, evaluates, and exports a directory that `vfm embed --model timm:OUT/model` takes."""
+    """Trains, evaluates, and exports directories in timm's and transformers' layouts that `vfm embed` takes as they are."""
     from pipelines.pretraining.settings import make_plan
 
     plan = make_plan(objective, preset, selection, set_ or [], recipe, workers)
@@ -109,7 +108,6 @@ def _text(facts: dict[str, Any]) -> str:
     if facts["status"] == "stopped":
         return f"{facts['message']}; the same command without it goes on"
     metrics = ", ".join(f"{k.replace('_', ' ')} {v:.4g}" for k, v in facts["metrics"].items() if k != "evaluated")
-    model = Path(facts["out"]) / "model" if "://" not in facts["out"] else f"{facts['out']}/model"
     lines = [
         f"{metrics or 'no labels or captions to evaluate with'} ({facts['metrics'].get('evaluated', 0):.0f} held out)"
     ]
@@ -125,7 +123,7 @@ def _text(facts: dict[str, Any]) -> str:
             f"{facts['step']} steps{since} over {facts['samples']} images in {facts['seconds']:.0f} s "
             f"({facts['images_per_s']:.0f} images/s with start-up and evaluation)"
         )
-    lines.append(f"model: {model}; curves: {facts['out']}/report.html; embed with: vfm embed --model timm:{model}")
+    lines.append(f"curves: {facts['out']}/report.html; embed with: vfm embed --model {' or '.join(facts['models'])}")
     return "\n".join(lines)
 
 

@@ -1,4 +1,4 @@
-"""`pretrain`: a lake or a selection of it -> a trained backbone that `vfm embed` takes, with its card, logs and curves.
+"""`pretrain`: a lake or a selection of it -> a trained model that `vfm embed` takes, with its card, logs and curves.
 
     prepare   everything that can be wrong is found here, before Ray starts
     launch    Ray Train runs pipelines.pretraining.worker on each worker; a worker that dies costs the steps since a checkpoint
@@ -11,7 +11,7 @@ from __future__ import annotations
 import base64
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any
 
@@ -27,7 +27,7 @@ from vfm_ops.pretrain.step import CollapseStop, TrainingDiverged
 
 @dataclass
 class PretrainSummary:
-    """How a run ended. status: 'done', or 'stopped' by until_step."""
+    """How a run ended. status: 'done', or 'stopped' by until_step. models: specs that `vfm embed --model` takes."""
 
     status: str
     out: str
@@ -41,6 +41,7 @@ class PretrainSummary:
     warning: str | None = None
     message: str = ""
     images_per_s: float | None = None
+    models: list[str] = field(default_factory=list)
 
 
 def pretrain(lake: Lake, plan: Plan, out: str, progress: Progress | None = None) -> PretrainSummary:
@@ -66,12 +67,13 @@ def run_prepared(ready: Prepared, progress: Progress | None = None) -> PretrainS
         ready.corpus.left_out,
     )
     if ready.finished is not None:
-        summary.metrics, summary.message = ready.finished["metrics"], "this run was already finished"
+        summary.metrics, summary.models = ready.finished["metrics"], ready.finished["models"]
+        summary.message = "this run was already finished"
         return summary
     _record(ready)
     outcome = launch(ready, _lineage(ready), progress)
     summary.seconds = time.monotonic() - started
-    for key in ("status", "message", "step", "metrics", "resumed_at", "warning"):
+    for key in ("status", "message", "step", "metrics", "resumed_at", "warning", "models"):
         setattr(summary, key, outcome[key])
     summary.images_per_s = (summary.step - summary.resumed_at) * config.batch_size / summary.seconds
     if summary.status == "diverged":

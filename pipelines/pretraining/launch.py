@@ -104,7 +104,10 @@ def _scale(ready: Prepared) -> tuple[Any, str, str]:
     if feed == "ray" and least * each >= cpus:
         raise UsageError(f"feed ray needs CPUs beside the {least} workers; of {cpus} none is left: use feed=threads")
     scaling = ScalingConfig(
-        num_workers=workers, use_gpu=on_gpu, resources_per_worker={"CPU": each, **({"GPU": 1} if on_gpu else {})}
+        num_workers=workers,
+        use_gpu=on_gpu,
+        resources_per_worker={"CPU": each, **({"GPU": 1} if on_gpu else {})},
+        elastic_resize_monitor_interval_s=run.resize_every_s,
     )
     return scaling, "cuda" if on_gpu else "cpu", feed
 

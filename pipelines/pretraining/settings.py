@@ -41,6 +41,7 @@ class RunSettings(BaseModel):
     workers: int | tuple[int, int] | None = Field(
         None, description="number, or [min, max]: elastic; null: one a GPU, else 1"
     )
+    resize_every_s: float = Field(60.0, gt=0, description="elastic: seconds between looks for room for other workers")
     cpus_per_worker: int | None = Field(None, gt=0, description="null: what the cluster has, shared out")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: GPUs where the cluster has some")
     fsdp: bool = Field(False, description="shard weights, gradients and optimiser over the workers (FSDP2)")

@@ -29,7 +29,7 @@ from pipelines.pretraining.output import Output
 from pipelines.pretraining.pictures import draw
 from pipelines.pretraining.settings import RunSettings
 from vfm_ops.errors import UsageError
-from vfm_ops.pretrain.export import export_timm, export_transformers
+from vfm_ops.pretrain.export import embed_family, export_timm, export_transformers
 from vfm_ops.pretrain.losses.collective import all_reduce_detached, rank, world_size
 from vfm_ops.pretrain.objective import Objective
 from vfm_ops.pretrain.registry import build_objective
@@ -195,20 +195,23 @@ class Worker:
         if objective is None:
             return None
         metrics = self.judge.full(objective)
-        self._export(objective, {**self.job.lineage, "metrics": metrics})
-        return self._end("done", "", metrics, draw(objective, self.views))
+        models = self._export(objective, {**self.job.lineage, "metrics": metrics})
+        return self._end("done", "", metrics, draw(objective, self.views), models)
 
-    def _export(self, objective: Objective, lineage: dict[str, Any]) -> None:
-        """OUT/model, and OUT/transformers where transformers has a model of that form."""
+    def _export(self, objective: Objective, lineage: dict[str, Any]) -> list[str]:
+        """OUT/model, and OUT/transformers where transformers has a model of that form. Returns the specs that `vfm embed`
+        takes."""
         if self.output is None:
-            return
+            return []
         with tempfile.TemporaryDirectory(prefix="vfm-model-") as folder:
             self.output.put_folder(export_timm(objective, f"{folder}/timm", lineage), "model")
             try:
                 other = export_transformers(objective, f"{folder}/other", self.views.read_tokenizer(), lineage)
             except UsageError:  # a ResNet, or towers of another shape than the family's
-                return
+                return [f"timm:{self.job.out}/model"]
             self.output.put_folder(other, "transformers")
+            family = embed_family(objective, other)
+        return [f"timm:{self.job.out}/model", *([f"{family}:{self.job.out}/transformers"] if family else [])]
 
     def _end(
         self,
@@ -216,6 +219,7 @@ class Worker:
         message: str,
         metrics: dict[str, float] | None = None,
         pictures: dict[str, bytes] | None = None,
+        models: list[str] | None = None,
     ) -> dict[str, Any] | None:
         if self.output is None:
             return None
@@ -224,7 +228,7 @@ class Worker:
         return {
             "status": status, "message": message, "step": self.stepper.step_index, "metrics": metrics or {},
             "resumed_at": self.resumed_at, "warning": collapse, "history": self.history.__dict__,
-            "pictures": pictures or {},
+            "pictures": pictures or {}, "models": models or [],
         }  # fmt: skip
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from jobs.bench import pretrain
 from jobs.cli import main
 from tests.pipelines.picture_lake import picture_lake
 from tests.vfm_ops.pretrain.tiny import TINY
+from vfm_ops.embed.embedder import load_embedder
 from vfm_ops.pretrain.benchmark import Benchmark
 from vfm_ops.pretrain.registry import OBJECTIVES
 
@@ -28,15 +30,23 @@ def settings(objective: str) -> list[str]:
 
 
 def test_clip_from_captions_ends_with_zero_shot_and_a_model(ray_local, lake, tmp_path, capsys):
-    command = ["pretrain", "--objective", "clip", "--lake", lake, "--out", str(tmp_path / "out"), *settings("clip")]
+    out = tmp_path / "out"
+    shape = ["--set", "backbone=vit_base_patch32_clip_224"]  # the form that transformers' CLIP has
+    command = ["pretrain", "--objective", "clip", "--lake", lake, "--out", str(out), *settings("clip"), *shape]
     assert main([*command, "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["status"] == "done"
     assert {"zero_shot", "image_to_text_recall_1", "probe"} <= facts["metrics"].keys()
-    assert (tmp_path / "out" / "model" / "model.safetensors").exists()
-    assert (tmp_path / "out" / "tokenizer" / "tokenizer.json").exists()
+    assert (out / "tokenizer" / "tokenizer.json").exists()
+    assert facts["models"] == [f"timm:{out}/model", f"clip:{out}/transformers"]
+    for spec in facts["models"]:
+        embedder = load_embedder(spec, device="cpu", runtime="torch", precision="exact")
+        assert np.isfinite(embedder.embed_images([np.zeros((16, 16, 3), np.uint8)])).all()
+    assert embedder.embed_texts(["a red square"]).shape == (1, embedder.dim)
     assert main(command) == 0
-    assert "this run was already finished" in capsys.readouterr().out
+    ended = capsys.readouterr().out
+    assert "this run was already finished" in ended
+    assert f"vfm embed --model timm:{out}/model or clip:{out}/transformers" in ended
 
 
 @pytest.mark.parametrize(

@@ -108,6 +108,24 @@ def export_transformers(
     return folder
 
 
+_EMBED_FAMILIES = {
+    "vit": "vit",
+    "vit_mae": "vit-mae",
+    "dinov2": "dinov2",
+    "beit": "beit",
+    "clip": "clip",
+    "siglip": "siglip",
+}
+
+
+def embed_family(objective: Objective, directory: str | Path) -> str | None:
+    """The family under which `vfm embed` reads what `export_transformers` wrote; None where it would pool otherwise than the
+    objective was trained: a ViT or MAE is read at its class token there."""
+    kind = json.loads((Path(directory) / "config.json").read_text())["model_type"]
+    pool = getattr(objective.evaluation_backbone(), "global_pool", "token")
+    return None if kind in ("vit", "vit_mae") and pool != "token" else _EMBED_FAMILIES[kind]
+
+
 def _vision_part(model: nn.Module) -> nn.Module:
     return getattr(model, "vision_model", getattr(model, "vit", model))
 
