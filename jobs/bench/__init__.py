@@ -16,7 +16,7 @@ import typer
 from vfm_ops.errors import UsageError
 
 BENCHMARKS = ("process", "decode", "track", "detect", "curate", "pretrain", "serve")
-RESUMABLE = ("pretrain",)  # long ones: rows that --out already holds are not measured again
+RESUMABLE = ("curate", "pretrain")  # long ones: rows that --out already holds are not measured again
 
 
 def command(

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,38 +25,88 @@ from vfm_ops.errors import VfmError
 Row = dict[str, Any]
 
 
-def measure(quick: bool) -> list[Row]:
-    """Rows: what, ours, reference, ratio, bar. Ratios are of CPU seconds, both sides on the same cores."""
-    rows = algorithms(benchmark.run_all(quick))
-    rows += long_tail_probe(quick)
-    with tempfile.TemporaryDirectory(prefix="vfm-bench-") as folder:
-        root = Path(folder)
-        rows.append(memory(root / "large", 200_000 if quick else 2_000_000))
-        rows += second_run(root / "grown", 10_000 if quick else 100_000)
-        rows.append(kills(root / "killed", 3_000 if quick else 20_000, 3 if quick else 10))
+def measure(quick: bool, kept: Path | None = None) -> list[Row]:
+    """Rows: part, what, ours, reference, ratio, bar. Ratios are of CPU seconds, both sides on the same cores.
+
+    quick: at a tenth of the size and less, to see that all of it runs. kept: JSON file that gets each part's rows as soon as
+    they are there; parts that it already holds, measured on this machine, are not measured again.
+    """
+    from jobs.bench import machine
+
+    head = {"benchmark": "curate", "machine": machine(), "quick": quick}
+    earlier = json.loads(kept.read_text()) if kept and kept.exists() else {}
+    rows = earlier["rows"] if earlier and {key: earlier.get(key) for key in head} == head else []
+    for part, work in PARTS.items():
+        if any(row["part"] == part for row in rows):
+            continue
+        with tempfile.TemporaryDirectory(prefix="vfm-bench-") as folder:
+            rows += [{"part": part, **row} for row in work(quick, Path(folder))]
+        if kept:
+            kept.write_text(json.dumps({**head, "rows": rows}, indent=1))
+    return sorted(rows, key=lambda row: list(PARTS).index(row["part"]))
+
+
+def _row(
+    what: str, ours: float, bar: str, reference: float | None = None, ratio: float | None = None, note: str = ""
+) -> Row:
+    return {"what": what, "ours": ours, "reference": reference, "ratio": ratio, "bar": bar, "note": note}
+
+
+def rings(quick: bool, folder: Path) -> list[Row]:
+    """Does a hierarchy with resampling balance rings of very unequal mass?"""
+    found = benchmark.rings_balance(2 if quick else 10)
+    return [_row("KL to uniform", found["kl"], "at most 0.030", found["kl_random"], note="reference: random items")]
+
+
+def kmeans(quick: bool, folder: Path) -> list[Row]:
+    """k-means against faiss's, with the same number of iterations over the same rows."""
+    found = benchmark.kmeans_against_faiss(_size(quick), k=100 if quick else 1000)
+    theirs = found["faiss"]
+    return [
+        _row("CPU s", found["cpu_s"], "at most 1.1 of faiss", theirs["cpu_s"], found["cpu_ratio"]),
+        _row("inertia", found["inertia"], "at most 1.005 of faiss", theirs["inertia"], found["inertia_ratio"]),
+    ]
+
+
+def near_duplicates(quick: bool, folder: Path) -> list[Row]:
+    """The search for pairs against faiss's exact range search."""
+    found = benchmark.range_search_against_faiss(_size(quick))
+    theirs = found["faiss"]["cpu_s"]
+    note = "faiss: the first 4,000 queries, scaled"
+    return [
+        _row("CPU s", found["cpu_s"], "at most 0.1 of faiss", theirs, found["cpu_ratio"], note),
+        _row("recall", found["recall"], "at least 0.99"),
+    ]
+
+
+def growth(quick: bool, folder: Path) -> list[Row]:
+    """How the cost of the same search grows with the rows."""
+    found = benchmark.search_growth((5_000, 40_000) if quick else (50_000, 400_000))
+    small, large = found["cpu_s"]
+    note = f"{small:.1f} and {large:.1f} CPU s for {found['rows'][0]} and {found['rows'][1]} rows"
+    return [_row("exponent of rows", found["exponent"], "at most 1.2", note=note)]
+
+
+def hierarchy(quick: bool, folder: Path) -> list[Row]:
+    """Time to build two levels; the yardstick is what the reference code takes on a machine of this kind, 316 s."""
+    found = benchmark.hierarchy_time(_size(quick), levels=(200, 20) if quick else (2000, 200))
+    rows = []
+    for name in ("settled", "all_iterations"):
+        wall = found[name]["wall_s"]
+        note = f"{found[name]['cpu_s']:.1f} CPU s"
+        rows.append(_row(f"{name.replace('_', ' ')}, wall s", wall, "at most 0.125", 316.0, wall / 316.0, note))
     return rows
 
 
-def algorithms(found: dict[str, Any]) -> list[Row]:
-    """What `vfm_ops.curate.benchmark.run_all` measured, as rows with the bars."""
-    k, r, h, p = (found[name] for name in ("kmeans", "range_search", "hierarchy", "planted"))
-    rings = found["rings"]
-    rows = [
-        _row("rings, KL to uniform", rings["kl"], "at most 0.030", rings["kl_random"]),
-        _row("k-means, CPU s", k["cpu_s"], "at most 1.1 of faiss", k["faiss"]["cpu_s"], k["cpu_ratio"]),
-        _row("k-means, inertia", k["inertia"], "at most 1.005 of faiss", k["faiss"]["inertia"], k["inertia_ratio"]),
-        _row("near-duplicates, CPU s", r["cpu_s"], "at most 0.1 of faiss", r["faiss"]["cpu_s"], r["cpu_ratio"]),
-        _row("near-duplicates, recall", r["recall"], "at least 0.99"),
-        _row("near-duplicates, growth exponent", found["growth"]["exponent"], "at most 1.2"),
-        _row("hierarchy, wall s", h["settled"]["wall_s"], "at most 0.125", 316.0, h["settled"]["wall_s"] / 316.0),
-        _row("planted copies, precision", p["precision"], "at least 0.99"),
-        _row("planted copies, recall", p["recall"], "at least 0.95"),
-    ]
-    return rows + [{"what": f"planted copies, recall of {name}", "ours": v} for name, v in p["recall_of"].items()]
+def planted(quick: bool, folder: Path) -> list[Row]:
+    """Copies planted in real images: are they found, and only they?"""
+    found = benchmark.planted_duplicates(500 if quick else 5000, 20 if quick else 100)
+    rows = [_row("precision", found["precision"], "at least 0.99"), _row("recall", found["recall"], "at least 0.95")]
+    return rows + [_row(f"recall of {name}", share, "") for name, share in found["recall_of"].items()]
 
 
-def _row(what: str, ours: float, bar: str, reference: float | None = None, ratio: float | None = None) -> Row:
-    return {"what": what, "ours": ours, "reference": reference, "ratio": ratio, "bar": bar}
+def _size(quick: bool) -> int:
+    return 20_000 if quick else 200_000
 
 
 def vfm_curate(lake: Lake, *options: str) -> dict[str, Any]:
@@ -68,44 +119,36 @@ def vfm_curate(lake: Lake, *options: str) -> dict[str, Any]:
     return found
 
 
-def memory(root: Path, rows: int) -> Row:
+def memory(quick: bool, folder: Path) -> list[Row]:
     """Resident memory of all processes while a hierarchy over float16 vectors is built from Lance."""
-    lake = vector_lake(root, rows)
+    rows = 200_000 if quick else 2_000_000
+    lake = vector_lake(folder / "lake", rows)
     sets = ["deduplicate.exact=false", "deduplicate.perceptual=null", "deduplicate.semantic=null", "sample.target=0.1"]
     sets += ["cluster.levels=[1000, 100]", "cluster.iterations=4", "cluster.resamplings=1"]
     summary = vfm_curate(lake, *(part for s in sets for part in ("--set", s)))
-    return {
-        "what": f"memory of all processes, {rows} x 256 float16, MB",
-        "ours": summary["peak_memory_mb"],
-        "bar": "at most 1500",
-        "note": f"{summary['seconds']} s, slowest: {max(summary['stage_seconds'], key=summary['stage_seconds'].get)}",
-    }
+    stages, peak = summary["stage_seconds"], summary["peak_memory_mb"]
+    note = f"{summary['seconds']} s, slowest: {max(stages, key=stages.get)}"
+    return [_row(f"{rows} x 256 float16, all processes, MB", peak, "at most 1500 in workers", note=note)]
 
 
-def second_run(root: Path, rows: int) -> list[Row]:
+def second_run(quick: bool, folder: Path) -> list[Row]:
     """A tenth more data: time of the second run over that of a full one, and whether the old items were left alone."""
-    lake = vector_lake(root, rows)
+    rows = 10_000 if quick else 100_000
+    lake = vector_lake(folder / "lake", rows)
     options = ("--set", "deduplicate.exact=false", "--set", "sample.target=0.2")
-    first = vfm_curate(lake, *options)
+    vfm_curate(lake, *options)
     before = _fates(lake)
     add_vectors(lake, benchmark.clustered_vectors(rows // 10, seed=rows + 1), rows)
     second = vfm_curate(lake, *options)
     after = _fates(lake)
     same = sum(after.get(frame) == fate for frame, fate in before.items())
-    again = vfm_curate(lake, *options, "--selection", "anew")
-    work = {
-        name: sum(s["stage_seconds"].values()) for name, s in (("first", first), ("second", second), ("anew", again))
-    }
+    full = vfm_curate(lake, *options, "--selection", "anew")
+    steps = [sum(summary["stage_seconds"].values()) for summary in (second, full)]
+    note = f"steps alone: {steps[0]:.1f} of {steps[1]:.1f} s"
+    ratio = second["seconds"] / full["seconds"]
     return [
-        {
-            "what": f"second run after 10 % more, of {rows}: s",
-            "ours": second["seconds"],
-            "reference": again["seconds"],
-            "ratio": second["seconds"] / again["seconds"],
-            "bar": "at most 0.25 of a full run",
-            "note": f"steps alone: {work['second']:.1f} of {work['anew']:.1f} s",
-        },
-        {"what": "old items whose fate and cluster stayed", "ours": same / len(before), "bar": "1"},
+        _row(f"{rows // 10} more: s", second["seconds"], "at most 0.25 of a full run", full["seconds"], ratio, note),
+        _row("old items whose fate and cluster stayed", same / len(before), "1"),
     ]
 
 
@@ -114,15 +157,44 @@ def _fates(lake: Lake, name: str = "curated") -> dict[str, tuple]:
     return {r["frame_id"]: (r["kept"], r["reason"], tuple(r["cluster"] or ()), r["rank"]) for r in rows}
 
 
-def kills(root: Path, rows: int, times: int) -> Row:
+def workers(quick: bool, folder: Path) -> list[Row]:
+    """One, two and three threads, and two Ray actors: share of rows equal to those of one thread."""
+    lake = vector_lake(folder / "lake", 3_000 if quick else 20_000)
+    options = ("--set", "deduplicate.exact=false", "--set", "cluster.iterations=10")
+    rows = []
+    for name, sets in {
+        "1 thread": ["workers=1"],
+        "2 threads": ["workers=2"],
+        "3 threads": ["workers=3"],
+        "2 Ray actors": ["workers=2", "backend=ray"],
+    }.items():
+        chosen = name.replace(" ", "-")
+        vfm_curate(lake, *options, *_resources("backend=local", *sets), "--selection", chosen)
+        rows.append(_row(f"rows equal with {name}", _agreement(lake, "1-thread", chosen), "1"))
+    return rows
+
+
+def _resources(*sets: str) -> list[str]:
+    return [word for one in sets for word in ("--set", f"resources.{one}")]
+
+
+def _agreement(lake: Lake, one: str, other: str) -> float:
+    """Share of one selection's rows that another has too."""
+    a, b = _fates(lake, one), _fates(lake, other)
+    return float(np.mean([b.get(frame) == fate for frame, fate in a.items()])) if len(a) == len(b) else 0.0
+
+
+def kills(quick: bool, folder: Path) -> list[Row]:
     """A curation killed at random moments, then left alone: does it end at the selection that a calm one makes?"""
-    lake = vector_lake(root, rows)
+    lake, times = vector_lake(folder / "lake", 3_000 if quick else 20_000), 3 if quick else 10
     options = ["--set", "deduplicate.exact=false", "--set", "cluster.iterations=10"]
     started = time.monotonic()
     vfm_curate(lake, *options, "--selection", "calm")
     whole, rng, killed = time.monotonic() - started, random.Random(0), 0
     for _ in range(times):
-        command = [sys.executable, "-m", "jobs.curate", "--lake", lake.root, *options, "--selection", "killed"]
+        # --full: one that was left alone for long enough to finish does not make the rest find that nothing is new.
+        arguments = ["--lake", lake.root, *options, "--selection", "killed", "--full"]
+        command = [sys.executable, "-m", "jobs.curate", *arguments]
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
             process.wait(rng.uniform(0.2, 1.0) * whole)
@@ -131,9 +203,19 @@ def kills(root: Path, rows: int, times: int) -> Row:
             process.wait()
             killed += 1
     vfm_curate(lake, *options, "--selection", "killed")
-    calm, other = _fates(lake, "calm"), _fates(lake, "killed")
-    return {
-        "what": f"killed {killed} times at random moments: rows equal to a calm run's",
-        "ours": float(np.mean([other.get(frame) == fate for frame, fate in calm.items()])),
-        "bar": "1",
-    }
+    return [_row(f"rows equal after {killed} kills at random moments", _agreement(lake, "calm", "killed"), "1")]
+
+
+PARTS: dict[str, Callable[[bool, Path], list[Row]]] = {
+    "rings": rings,
+    "k-means": kmeans,
+    "near-duplicates": near_duplicates,
+    "growth": growth,
+    "hierarchy": hierarchy,
+    "planted copies": planted,
+    "long tail": lambda quick, folder: long_tail_probe(quick),
+    "memory": memory,
+    "second run": second_run,
+    "workers": workers,
+    "kills": kills,
+}

@@ -94,6 +94,31 @@ def test_a_curation_killed_at_work_ends_at_the_selection_of_a_calm_one(lake):
     assert both[0].sort_by("frame_id").equals(both[1].sort_by("frame_id"))
 
 
+def test_a_benchmark_cut_short_measures_only_the_parts_that_are_missing(tmp_path, monkeypatch):
+    from jobs.bench import curate
+
+    out, calls = tmp_path / "bench.json", []
+
+    def part(name, fails=False):
+        def work(quick, folder):
+            assert folder.is_dir()
+            calls.append(name)
+            if fails:
+                raise KeyboardInterrupt
+            return [{"what": name, "ours": 1.0}]
+
+        return work
+
+    monkeypatch.setattr(curate, "PARTS", {"a": part("a"), "b": part("b", fails=True)})
+    with pytest.raises(KeyboardInterrupt):
+        curate.measure(True, out)
+    monkeypatch.setattr(curate, "PARTS", {"a": part("a"), "b": part("b")})
+    assert [row["part"] for row in curate.measure(True, out)] == ["a", "b"]
+    assert calls == ["a", "b", "b"]
+    curate.measure(False, out)  # other sizes: nothing of it counts
+    assert calls[3:] == ["a", "b"]
+
+
 def test_report_writes_one_file(lake, tmp_path, capsys):
     assert main(["curate", "--lake", lake.root]) == 0
     assert main(["report", "--lake", lake.root, "--out", str(tmp_path / "r.html")]) == 0
@@ -125,6 +150,20 @@ def test_schedule_adds_lists_and_removes(lake, tmp_path, capsys, monkeypatch):
     assert main(["schedule", "remove", "nightly"]) == 2
 
 
+# KubeRay's ray.io/v1 schema, as far as the manifest uses it: an API server drops what it does not know.
+RAY_JOB = {"entrypoint": str, "runtimeEnvYAML": str, "shutdownAfterJobFinishes": bool, "ttlSecondsAfterFinished": int}
+RAY_JOB |= {"backoffLimit": int, "activeDeadlineSeconds": int, "rayClusterSpec": dict}
+RAY_CLUSTER = {"rayVersion": str, "headGroupSpec": dict, "workerGroupSpecs": list, "enableInTreeAutoscaling": bool}
+GROUP = {"rayStartParams": dict, "template": dict}
+WORKERS = {"groupName": str, "replicas": int, "minReplicas": int, "maxReplicas": int}
+
+
+def fits_crd(spec: dict, schema: dict[str, type]) -> None:
+    """Every key is known and of its type; parameters of `ray start` are strings."""
+    assert {key: type(value) for key, value in spec.items()}.items() <= schema.items()
+    assert all(isinstance(value, str) for value in spec.get("rayStartParams", {}).values())
+
+
 def test_the_kubernetes_manifest_runs_a_valid_curation_every_night_one_at_a_time(tmp_path):
     documents = list(yaml.safe_load_all((RECIPES / "rayjob-curate.yaml").read_text()))
     by_kind = {d["kind"]: d for d in documents}
@@ -134,6 +173,13 @@ def test_the_kubernetes_manifest_runs_a_valid_curation_every_night_one_at_a_time
     load_curation_recipe(str(tmp_path / "curate.yaml"))
     job = yaml.safe_load(files["rayjob.yaml"])
     assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob")
+    fits_crd(job["spec"], RAY_JOB)
+    cluster = job["spec"]["rayClusterSpec"]
+    fits_crd(cluster, RAY_CLUSTER)
+    fits_crd(cluster["headGroupSpec"], GROUP)
+    for group in cluster["workerGroupSpecs"]:
+        fits_crd(group, GROUP | WORKERS)
+        assert set(group) >= {"groupName", "minReplicas", "maxReplicas", "rayStartParams", "template"}
     words = shlex.split(job["spec"]["entrypoint"])
     assert words[:3] == ["python", "-m", "jobs.curate"]
     import inspect

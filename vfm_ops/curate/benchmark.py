@@ -5,7 +5,6 @@ Seconds are both wall and CPU: on a machine that others use, CPU seconds are the
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -198,18 +197,3 @@ def _default_embed(pictures: list[np.ndarray]) -> np.ndarray:
     embedder = load_embedder(default_embedder_spec())
     batches = [np.stack([embedder.view.apply(p) for p in pictures[i : i + 32]]) for i in range(0, len(pictures), 32)]
     return np.concatenate([embedder.embed_images(batch) for batch in batches])
-
-
-def run_all(quick: bool = False) -> dict[str, Any]:
-    """Every measurement; quick: at a tenth of the size, to see that all of it runs."""
-    rows = 20_000 if quick else 200_000
-    return {
-        "cores": available_cores(),
-        "load": os.getloadavg()[0],
-        "rings": rings_balance(2 if quick else 10),
-        "kmeans": kmeans_against_faiss(rows, k=100 if quick else 1000),
-        "range_search": range_search_against_faiss(rows),
-        "growth": search_growth((5_000, 40_000) if quick else (50_000, 400_000)),
-        "hierarchy": hierarchy_time(rows, levels=(200, 20) if quick else (2000, 200)),
-        "planted": planted_duplicates(500 if quick else 5000, 20 if quick else 100),
-    }

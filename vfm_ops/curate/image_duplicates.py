@@ -6,10 +6,12 @@ An embedding alone can't tell two similar shirts from one shirt photographed onc
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import cv2
 import numpy as np
 
+from vfm_ops.curate.kmeans import available_cores
 from vfm_ops.curate.neighbours import NeighbourOptions, Pairs, near_duplicate_pairs
 from vfm_ops.curate.verify import COPY_SCORE, same_picture_score, small_gray
 from vfm_ops.errors import UsageError
@@ -54,13 +56,16 @@ def image_duplicates(
     candidates = strongest_pairs(candidates, n, per_item)
     picture = images if callable(images) else images.__getitem__
     small = {int(row): small_gray(picture(int(row))) for row in np.unique(np.concatenate(candidates[:2]))}
+
+    def agrees(pair: tuple[int, int]) -> bool:
+        return same_picture_score(small[pair[0]], small[pair[1]]) >= score
+
     before = cv2.getNumThreads()
     cv2.setNumThreads(1)
     try:
-        agree = [
-            same_picture_score(small[i], small[j]) >= score
-            for i, j in zip(candidates.i.tolist(), candidates.j.tolist(), strict=True)
-        ]
+        # OpenCV lets go of the interpreter: pairs, not pixels, are what the cores share.
+        with ThreadPoolExecutor((options and options.workers) or available_cores()) as threads:
+            agree = list(threads.map(agrees, zip(candidates.i.tolist(), candidates.j.tolist(), strict=True)))
     finally:
         cv2.setNumThreads(before)
     keep = np.array(agree, bool)

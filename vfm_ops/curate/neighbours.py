@@ -81,7 +81,7 @@ def _search(x_ND: np.ndarray, threshold: float, options: NeighbourOptions) -> It
     import torch
 
     kind = torch.bfloat16 if precision == "bf16" else torch.float32
-    sorted_ND = torch.from_numpy(x_ND[order]).to(device=device, dtype=kind)
+    sorted_ND = torch.from_numpy(x_ND).to(device=device, dtype=kind)[torch.from_numpy(order).to(device)]
     with one_torch_thread():
         halo = _halo(x_ND, order, start_K, centroids_KD, threshold, options, precision, device)
     for cell in range(len(centroids_KD)):
