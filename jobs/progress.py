@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pipelines.commit import Committer
     from pipelines.process import RunSummary
 
-SAMPLE_S = 2.0
+SAMPLE_S = 4.0  # a sample walks through the pages of every process
 
 
 class PeakMemory:
@@ -39,7 +39,9 @@ class PeakMemory:
         self._thread.join()
 
     def _watch(self) -> None:
-        while not self._stop.wait(SAMPLE_S):
+        ended = False
+        while not ended:
+            ended = self._stop.wait(SAMPLE_S)
             self.peak_mb = max(self.peak_mb, tree_memory_mb(psutil.Process()))
 
 
@@ -94,13 +96,15 @@ class RunProgress:
         """Prints the summary on stdout. The last line counts the quarantined when there are any."""
         c = summary.counts
         quarantined = c.get("quarantined", 0)
+        began = psutil.Process().create_time()  # when the shell started it: imports count
+        first_commit_s = summary.first_commit_at and summary.first_commit_at - began
         facts = {
             "run_id": summary.run_id,
             **{k: c.get(k, 0) for k in ("assets", "frames", "shots", "detections", "tracks", "dropped", "quarantined")},
             "seconds": round(summary.seconds, 2),
             "assets_per_s": round(c.get("assets", 0) / summary.seconds, 2),
             "steady_frames_per_s": summary.steady_rate and round(summary.steady_rate, 2),
-            "first_commit_s": summary.first_commit_s and round(summary.first_commit_s, 2),
+            "first_commit_s": first_commit_s and round(first_commit_s, 2),
             "efficiency": summary.efficiency and round(summary.efficiency, 3),
             "bottleneck": summary.bottleneck,
             "stage_seconds": {k: round(v, 2) for k, v in summary.stages.items()},
@@ -115,7 +119,7 @@ class RunProgress:
             print(
                 f"{facts['assets']} assets, {facts['frames']} frames, {facts['shots']} shots in {summary.seconds:.1f} s "
                 f"({facts['assets_per_s']} assets/s{efficiency}); busiest stage: {summary.bottleneck}; "
-                f"first rows after {summary.first_commit_s:.1f} s; peak memory {self.memory.peak_mb:.0f} MB"
+                f"first rows after {first_commit_s:.1f} s; peak memory {self.memory.peak_mb:.0f} MB"
             )
         if quarantined:
             print(

@@ -10,7 +10,6 @@ from collections import deque
 from collections.abc import Callable, Iterator
 
 import pyarrow as pa
-import ray
 
 from pipelines.cluster import connect, place
 from pipelines.embed import EmbedFrames
@@ -55,6 +54,8 @@ def fill_column(
         raise UsageError(
             f"the frames of {lake.root} were stored without JPEGs: process them again with {model.model} in the recipe"
         )
+    import ray
+
     connect()
     where = place(resources)
     ds = ray.data.from_arrow([pa.table({"fragment": [f]}) for f in fragments]).map_batches(

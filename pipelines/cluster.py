@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from dataclasses import dataclass
-
-import ray
 
 from pipelines.recipe import Resources
 
 OBJECT_STORE = 256 << 20  # encoded bytes cross process borders, and few of them
+MOST_CPUS = 8  # of one actor that decodes and embeds
+
+
+def has_ray() -> bool:
+    """Whether a cluster is there to be joined, or joined already. Imports nothing: Ray takes more than a second."""
+    return bool(os.environ.get("RAY_ADDRESS")) or ("ray" in sys.modules and sys.modules["ray"].is_initialized())
 
 
 def connect(object_store: int = OBJECT_STORE) -> None:
     """Joins the cluster of RAY_ADDRESS or of the job that we are; else starts a local Ray without dashboard."""
+    import ray
+
     if ray.is_initialized():
         return
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
@@ -43,11 +50,13 @@ class Placement:
 
 def place(resources: Resources) -> Placement:
     """Fuses decode and model on CPUs, where a frame need not cross a process; on GPUs, feeds each from many CPU actors."""
+    import ray
+
     total = ray.cluster_resources()
     cpus, gpus = int(total.get("CPU", 1)), total.get("GPU", 0.0)
     on_gpu = resources.device == "cuda" or (resources.device == "auto" and gpus > 0)
     fused = not on_gpu if resources.fuse == "auto" else resources.fuse
-    per_actor = min(cpus, resources.cpus_per_actor or (8 if fused else 1))
+    per_actor = min(cpus, resources.cpus_per_actor or (MOST_CPUS if fused else 1))
     share = resources.gpus_per_actor if on_gpu else 0.0
     most = max(1, int(gpus / share)) if on_gpu else max(1, cpus // per_actor)
     models = _span(resources.actors, most)

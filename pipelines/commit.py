@@ -67,6 +67,11 @@ class Committer:
         """Takes the closing row of one asset."""
         self._outcomes[outcome["asset_id"]] = outcome
 
+    def restart_clock(self) -> None:
+        """Rates count from the next result on; what came so far came while the workers were starting."""
+        self._first_result_at, self._steady_frames = None, 0
+        self._cpu.clear()
+
     @property
     def efficiency(self) -> float | None:
         """Share of the machine's CPU time that went into decoding and models, after the first result came."""

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipelines.frames import Outcome, frame_rows
+from pipelines.frames import Outcome, closing_rows, frame_rows
 from pipelines.recipe import Recipe
 from pipelines.sources import RowReader, media_source
 from vfm_ops.errors import MediaError
@@ -82,7 +82,7 @@ class DecodeAssets:
             yield frame_rows(
                 [f for f, _ in good], [None] * len(good), [o for _, o in good], self.views, self.recipe.jpeg.max_side
             )
-            yield pa.concat_tables([o.closing_row(self.views) for o, _ in chunk])
+            yield closing_rows([o for o, _ in chunk], self.views)
 
     def _decode_stills(self, assets: list[dict[str, Any]]) -> Iterator[Frame | MediaError]:
         """One result an asset, in order; a source that can't even be opened fails alone."""
@@ -111,7 +111,7 @@ class DecodeAssets:
             outcome.fail("decode", e.kind, str(e))
         except Exception as e:
             outcome.fail("decode", type(e).__name__, str(e), traceback.format_exc())
-        yield outcome.closing_row(self.views)
+        yield closing_rows([outcome], self.views)
 
     def _video_frames(self, source: MediaSource, outcome: Outcome) -> Iterator[pa.Table]:
         probe = self.sandbox.probe(source)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -58,11 +58,17 @@ class Outcome:
         if self.stage is None:
             self.stage, self.error_type, self.message, self.traceback = stage, error_type, message, traceback
 
-    def closing_row(self, views: dict[str, View]) -> pa.Table:
-        """The row that ends this asset in the stream."""
-        schema = working_schema(views)
-        row = {"asset_id": self.asset_id, "run_key": self.run_key, "frame_id": "", "outcome": json.dumps(asdict(self))}
-        return pa.Table.from_pylist([row], schema)
+
+def closing_rows(outcomes: Sequence[Outcome], views: dict[str, View]) -> pa.Table:
+    """The rows that end these assets in the stream."""
+    schema, n = working_schema(views), len(outcomes)
+    columns = {
+        "asset_id": pa.array([o.asset_id for o in outcomes]),
+        "run_key": pa.array([o.run_key for o in outcomes]),
+        "frame_id": pa.array([""] * n),
+        "outcome": pa.array([json.dumps(vars(o)) for o in outcomes]),
+    }
+    return pa.table([columns.get(f.name, pa.nulls(n, f.type)) for f in schema], schema)
 
 
 def working_schema(views: dict[str, View]) -> pa.Schema:

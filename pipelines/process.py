@@ -1,24 +1,25 @@
 """The whole way of the data: pending assets -> decode -> embed -> write -> commit, in one streaming pass over Ray Data.
 
 On CPUs one actor decodes, embeds and writes (pixels stay in one process and its decoder children); on GPUs decode actors feed
-model actors. Either way the ops are the same, and the driver commits what they wrote every few seconds.
+model actors; a small corpus on a small machine is done before Ray would have started, in this process. The ops are always the
+same, and the driver commits what they wrote every few seconds.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-import ray
 
 from pipelines.backfill import fill_column
-from pipelines.cluster import Placement, connect, place
+from pipelines.cluster import MOST_CPUS, Placement, connect, has_ray, place
 from pipelines.commit import Committer
 from pipelines.frames import Outcome
 from pipelines.lake import (
@@ -30,12 +31,19 @@ from pipelines.lake import (
     quarantined_assets,
     sweep,
 )
-from pipelines.recipe import Recipe
+from pipelines.recipe import Recipe, Resources
 from pipelines.stages import Chain, model_fields
-from pipelines.units import cut_units
+from pipelines.units import LARGEST_UNIT, cut_units
 from vfm_ops.errors import VfmError
+from vfm_ops.runtime import cpu_count, resolve_device
+
+if TYPE_CHECKING:
+    import ray
+
+SHORT_UNIT = 128.0  # images' worth of work that may come before Ray starts
 
 Progress = Callable[[Committer, int], None]
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -45,7 +53,7 @@ class RunSummary:
     run_id: str
     counts: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0
-    first_commit_s: float | None = None
+    first_commit_at: float | None = None  # UNIX time of the first committed rows
     stages: dict[str, float] = field(default_factory=dict)  # busy seconds
     efficiency: float | None = None
     steady_rate: float | None = None  # frames/s between the first result and the last
@@ -75,7 +83,8 @@ def process(lake: Lake, recipe: Recipe, *, retry: bool = False, progress: Progre
                 _run_units(lake, recipe, units, committer, progress)
             if units and not committer.counts["assets"]:
                 raise VfmError(
-                    "no worker got through a single unit of work: Ray's logs in /tmp/ray/session_latest/logs say why"
+                    "no worker got through a single unit of work: the messages above or Ray's logs in "
+                    "/tmp/ray/session_latest/logs say why"
                 )
             if retry:
                 break
@@ -90,6 +99,8 @@ def process(lake: Lake, recipe: Recipe, *, retry: bool = False, progress: Progre
 
 def build_dataset(lake: Lake, recipe: Recipe, units: list[pa.Table], where: Placement) -> ray.data.Dataset:
     """The graph: units of assets to RESULT rows."""
+    import ray
+
     version = lake.table("assets").version
     ds = ray.data.from_arrow(units)
 
@@ -108,13 +119,17 @@ def build_dataset(lake: Lake, recipe: Recipe, units: list[pa.Table], where: Plac
             max_concurrency=2,
         )
 
-    models = ("embed", *(["detect"] if recipe.detect else []), *(["track"] if recipe.track else []))
+    decode, *rest = _stages(recipe)
     if where.fused:
-        stage(("decode", *models, "write"), where.actors, where.cpus, where.gpus)
+        stage((decode, *rest), where.actors, where.cpus, where.gpus)
     else:
-        stage(("decode",), where.decode_actors, 1, 0)
-        stage((*models, "write"), where.actors, where.cpus, where.gpus)
+        stage((decode,), where.decode_actors, 1, 0)
+        stage(tuple(rest), where.actors, where.cpus, where.gpus)
     return ds
+
+
+def _stages(recipe: Recipe) -> tuple[str, ...]:
+    return ("decode", "embed", *(["detect"] if recipe.detect else []), *(["track"] if recipe.track else []), "write")
 
 
 def _units(lake: Lake, recipe: Recipe, retry: bool, largest: float | None) -> Iterator[pa.Table]:
@@ -125,21 +140,64 @@ def _units(lake: Lake, recipe: Recipe, retry: bool, largest: float | None) -> It
 def _run_units(
     lake: Lake, recipe: Recipe, units: list[pa.Table], committer: Committer, progress: Progress | None
 ) -> None:
-    connect()
-    context = ray.data.DataContext.get_current()
-    context.max_errored_blocks = -1  # a unit whose worker died stays pending, its neighbours go on
-    context.enable_progress_bars = False
     total = committer.counts["assets"] + sum(u.num_rows for u in units)
-    for batch in build_dataset(lake, recipe, units, place(recipe.resources)).iter_batches(
-        batch_size=None, batch_format="pyarrow", prefetch_batches=0
-    ):
-        for result in batch.to_pylist():
-            committer.add(result)
-        if progress:
-            progress(committer, total)
+    here = _units_here(recipe, units)
+    for run, part in ((_run_here, units[:here]), (_run_on_ray, units[here:])):
+        if not part:
+            continue
+        if here and run is _run_on_ray:
+            committer.restart_clock()
+        for results in run(lake, recipe, part):
+            for result in results.to_pylist():
+                committer.add(result)
+            if progress:
+                progress(committer, total)
     committer.flush()
     if progress:
         progress(committer, total)
+
+
+def _units_here(recipe: Recipe, units: list[pa.Table]) -> int:
+    """How many units run in this process: Ray takes longer to start than a small corpus takes to process.
+
+    All of them where the corpus is small and one actor would hold the whole machine anyway; else a short first one, so that
+    the first rows are there while Ray starts. None on a cluster, on a GPU, or where the recipe says how to place the stages.
+    """
+    if has_ray() or recipe.resources != Resources() or resolve_device(recipe.resources.device) != "cpu":
+        return 0
+    costs = [sum(u["cost"].to_pylist()) for u in units]
+    if sum(costs) <= LARGEST_UNIT and cpu_count() < 2 * MOST_CPUS:
+        return len(units)
+    return int(costs[0] <= SHORT_UNIT and not recipe.detect)
+
+
+def _run_here(lake: Lake, recipe: Recipe, units: list[pa.Table]) -> Iterator[pa.Table]:
+    """RESULT rows of units, one after another, in this process. A unit that fails stays pending, as on Ray."""
+    ops = Chain(_stages(recipe), lake, lake.table("assets").version, recipe, min(cpu_count(), MOST_CPUS))
+    try:
+        for unit in units:
+            try:
+                yield from ops(unit)
+            except (VfmError, OSError):
+                raise
+            except Exception:
+                logger.warning("a unit of %d items failed; each is tried again alone", unit.num_rows, exc_info=True)
+    finally:
+        ops.close()
+
+
+def _run_on_ray(lake: Lake, recipe: Recipe, units: list[pa.Table]) -> Iterator[pa.Table]:
+    """RESULT rows of units, as Ray Data streams them."""
+    connect()
+    import ray
+
+    context = ray.data.DataContext.get_current()
+    context.max_errored_blocks = -1  # a unit whose worker died stays pending, its neighbours go on
+    context.enable_progress_bars = False
+    context.memory_usage_poll_interval_s = None  # a walk through all pages of the actor, every second
+    yield from build_dataset(lake, recipe, units, place(recipe.resources)).iter_batches(
+        batch_size=None, batch_format="pyarrow", prefetch_batches=0
+    )
 
 
 def _give_up(lake: Lake, recipe: Recipe, committer: Committer) -> None:
@@ -162,12 +220,11 @@ def _has_other_rows(lake: Lake, recipe: str) -> bool:
 
 
 def _summarise(run_id: str, committer: Committer, started: float) -> RunSummary:
-    first = committer.first_commit_at
     return RunSummary(
         run_id,
         dict(committer.counts),
         time.time() - started,
-        first - started if first else None,
+        committer.first_commit_at,
         dict(committer.seconds),
         committer.efficiency,
         committer.steady_rate,

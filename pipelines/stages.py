@@ -80,6 +80,11 @@ class Chain:
             }
             yield result.set_column(result.schema.get_field_index("stats"), "stats", pa.array([json.dumps(stats)]))
 
+    def close(self) -> None:
+        """Ends the decoder processes."""
+        if self.decode:
+            self.decode.sandbox.close()
+
 
 def _track_op(recipe: Recipe, lake: Lake, detect: DetectFrames | None) -> TrackVideos | None:
     if recipe.track is None or detect is None:

@@ -29,23 +29,25 @@ def cut_units(
 ) -> Iterator[pa.Table]:
     """Cuts pending assets (with `_rowid`, media_type, size and, in a retry, attempt) into units of about equal work.
 
-    Yields tables of row_id (uint64) and attempt (int32, from 1).
+    Yields tables of row_id (uint64), attempt (int32, from 1) and cost (float64, in images' worth).
     """
     rows: list[int] = []
     attempts: list[int] = []
+    work: list[float] = []
     budget, filled = float(first), 0.0
     for batch in batches:
         costs = asset_costs(batch["media_type"], batch["size"])
         tries = batch["attempt"].to_pylist() if "attempt" in batch.schema.names else [0] * batch.num_rows
         for row, cost, attempt in zip(batch["_rowid"].to_pylist(), costs, tries):
             if rows and filled + cost > budget:
-                yield _unit(rows, attempts)
-                rows, attempts, filled, budget = [], [], 0.0, min(budget * 2, largest)
+                yield _unit(rows, attempts, work)
+                rows, attempts, work, filled, budget = [], [], [], 0.0, min(budget * 2, largest)
             rows.append(row)
             attempts.append(attempt + 1)
+            work.append(cost)
             filled += cost
     if rows:
-        yield _unit(rows, attempts)
+        yield _unit(rows, attempts, work)
 
 
 def read_unit(lake: Lake, version: int, unit: pa.Table) -> pa.Table:
@@ -54,5 +56,6 @@ def read_unit(lake: Lake, version: int, unit: pa.Table) -> pa.Table:
     return rows.append_column("attempt", unit["attempt"])
 
 
-def _unit(rows: list[int], attempts: list[int]) -> pa.Table:
-    return pa.table({"row_id": pa.array(rows, pa.uint64()), "attempt": pa.array(attempts, pa.int32())})
+def _unit(rows: list[int], attempts: list[int], costs: list[float]) -> pa.Table:
+    columns = {"row_id": pa.array(rows, pa.uint64()), "attempt": pa.array(attempts, pa.int32())}
+    return pa.table({**columns, "cost": pa.array(costs, pa.float64())})

@@ -68,7 +68,7 @@ class WriteRows:
             futures.append(pool.submit(self._write, "frames", waiting))
             fragments["frames"] = [f for future in futures for f in future.result()]
         fragments["detections"] = self._write("detections", found)
-        fragments["shots"] = self._write("shots", [shot_rows(o) for o in outcomes])
+        fragments["shots"] = self._write("shots", [shot_rows(o) for o in outcomes if o["shots"]])
         for outcome in outcomes:
             rows["shots"][outcome["asset_id"]] = len(outcome["shots"])
             rows["tracks"][outcome["asset_id"]] = outcome["tracks"]

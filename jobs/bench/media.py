@@ -85,3 +85,20 @@ def write_clips(
 def write_clip(path: Path, frames: Iterator[np.ndarray], width: int, height: int, rate: int = 25) -> None:
     """Encodes frames, resized, as H.264."""
     write_video(path, (cv2.resize(f, (width, height), interpolation=cv2.INTER_AREA) for f in frames), rate)
+
+
+def repeat_clip(path: Path, out: Path, times: int) -> None:
+    """A clip `times` over, as one longer video; packets are copied, nothing is encoded again."""
+    import av
+
+    with av.open(str(path)) as source, av.open(str(out), "w") as target:
+        video = source.streams.video[0]
+        copy = target.add_stream_from_template(video)
+        length = video.duration
+        for turn in range(times):
+            source.seek(0)
+            for packet in source.demux(video):
+                if packet.dts is not None:
+                    packet.pts, packet.dts = packet.pts + turn * length, packet.dts + turn * length
+                    packet.stream = copy
+                    target.mux(packet)

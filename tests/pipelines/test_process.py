@@ -104,6 +104,20 @@ def test_decode_and_model_apart_give_the_rows_of_decode_and_model_together(finis
         assert rows_of(lake, table) == rows_of(finished, table)
 
 
+def test_a_small_corpus_is_done_without_ray_with_the_same_rows(finished, tmp_path, corpus, tiny_model, monkeypatch):
+    def no_ray(*_):
+        raise AssertionError("Ray was started for a small corpus")
+
+    monkeypatch.setattr("pipelines.process.has_ray", lambda: False)
+    monkeypatch.setattr("pipelines.process.cpu_count", lambda: 2)
+    monkeypatch.setattr("pipelines.process._run_on_ray", no_ray)
+    lake = new_lake(tmp_path, corpus)
+    process(lake, recipe_for(tiny_model, resources={}))
+    assert verify_lake(lake).violations == []
+    for table in CHILD_TABLES:
+        assert rows_of(lake, table) == rows_of(finished, table)
+
+
 def bad_files(folder: Path, corpus: Path) -> dict[str, str]:
     """One of each kind of bad file, with the error type that it must get."""
     from PIL import Image
