@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -85,22 +85,29 @@ class Views:
 def thread_feed(
     views: Views, part: Slice, first: int, last: int, threads: int = 2, prefetch: int = 4
 ) -> Iterator[tuple[Batch, list[str]]]:
-    """Batches of steps first .. last - 1, made in threads of this process; decoding and resizing release the GIL."""
+    """Batches of steps first .. last - 1, made in threads of this process; decoding and resizing release the GIL.
+
+    All threads work on one batch: where the step itself fills every core, one busy feed thread would make all of the step's
+    threads wait for the one that shares its core.
+    """
     tokenize = views.make_tokenize()
     steps = iter(range(first, last))
     with ThreadPoolExecutor(threads, thread_name_prefix="feed") as pool:
 
-        def submit(step: int) -> Any:
-            return pool.submit(lambda: views(part.places(step), tokenize))
+        def submit(step: int) -> list[Future]:
+            places = part.places(step)
+            size = -(-len(places) // threads)
+            return [pool.submit(views, places[i : i + size], tokenize) for i in range(0, len(places), size)]
 
         ahead = deque(map(submit, islice(steps, max(1, prefetch))))
         try:
             while ahead:
-                made = ahead.popleft().result()
+                made = [future.result() for future in ahead.popleft()]
                 ahead.extend(map(submit, islice(steps, 1)))
-                yield made
+                batch = {key: np.concatenate([views_of[key] for views_of, _ in made]) for key in made[0][0]}
+                yield batch, [name for _, names in made for name in names]
         finally:
-            for future in ahead:
+            for future in (f for futures in ahead for f in futures):
                 future.cancel()
 
 
