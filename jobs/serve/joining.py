@@ -15,40 +15,40 @@ class Joined(Generic[In, Out]):
     """`await joined(items)` gives `run`'s results for them, in order.
 
     run: takes the items of all calls of a pass, at most `most` unless one call alone has more, in a thread; returns one
-    result an item. What it raises, all calls of the pass raise. Unlike a window of time, joining delays nobody: an idle
-    server starts a call at once, a busy one fills its passes. For one event loop.
+    result an item. What it raises, all calls of the pass raise. at_once: passes under way at a time; two of them keep a
+    device busy while the one's answers are sent. Unlike a window of time, joining delays nobody: an idle server starts a
+    call at once, a busy one fills its passes. For one event loop.
     """
 
-    def __init__(self, run: Callable[[list[In]], Sequence[Out]], most: int) -> None:
-        self._run, self._most = run, most
+    def __init__(self, run: Callable[[list[In]], Sequence[Out]], most: int, at_once: int = 1) -> None:
+        self._run, self._most, self._at_once = run, most, at_once
         self._waiting: deque[tuple[Sequence[In], asyncio.Future[list[Out]]]] = deque()
-        self._worker: asyncio.Task[None] | None = None
+        self._workers: set[asyncio.Task[None]] = set()
 
     async def __call__(self, items: Sequence[In]) -> list[Out]:
         """One call's results."""
         answer: asyncio.Future[list[Out]] = asyncio.get_running_loop().create_future()
         self._waiting.append((items, answer))
-        if self._worker is None:
-            self._worker = asyncio.create_task(self._work())
+        if len(self._workers) < self._at_once:
+            worker = asyncio.create_task(self._work())
+            self._workers.add(worker)
+            worker.add_done_callback(self._workers.discard)
         return await answer
 
     async def _work(self) -> None:
-        try:
-            while calls := self._next_pass():
-                try:
-                    results = await asyncio.to_thread(self._run, [item for items, _ in calls for item in items])
-                except Exception as error:
-                    for _, answer in calls:
-                        if not answer.done():
-                            answer.set_exception(error)
-                    continue
-                start = 0
-                for items, answer in calls:
-                    if not answer.done():  # else its client hung up
-                        answer.set_result(list(results[start : start + len(items)]))
-                    start += len(items)
-        finally:
-            self._worker = None
+        while calls := self._next_pass():
+            try:
+                results = await asyncio.to_thread(self._run, [item for items, _ in calls for item in items])
+            except Exception as error:
+                for _, answer in calls:
+                    if not answer.done():
+                        answer.set_exception(error)
+                continue
+            start = 0
+            for items, answer in calls:
+                if not answer.done():  # else its client hung up
+                    answer.set_result(list(results[start : start + len(items)]))
+                start += len(items)
 
     def _next_pass(self) -> list[tuple[Sequence[In], asyncio.Future[list[Out]]]]:
         taken: list[tuple[Sequence[In], asyncio.Future[list[Out]]]] = []

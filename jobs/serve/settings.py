@@ -41,7 +41,7 @@ class EmbedChoice(Strict):
     """The replicas that embed: they hold several models, and answer for each column of the lake with the model that made it.
 
     extra: models served beyond the lake's own. models_at_once: held by one replica; the least recently used one goes first.
-    batch: most images of one pass.
+    batch: most images of one pass; by default what suits the device.
     """
 
     extra: tuple[str, ...] = ()
@@ -50,7 +50,7 @@ class EmbedChoice(Strict):
     cpus: float = Field(0.0, ge=0)
     replicas: tuple[int, int] = (1, 1)
     models_at_once: int = Field(3, ge=1)
-    batch: int = Field(64, ge=1)
+    batch: int | None = Field(None, ge=1)
     decoders: int = Field(1, ge=1)
 
 

@@ -18,6 +18,7 @@ from jobs.serve.settings import EmbedChoice, RequestLimits
 from jobs.serve.uploads import Decoder, checked
 from pipelines.search import Column, load_same
 from vfm_ops.errors import MediaError
+from vfm_ops.runtime import cpu_count, resolve_device
 
 MOST_REMEMBERED_TEXTS = 4096
 
@@ -27,14 +28,21 @@ def column_key(column: Column) -> str:
     return json.dumps(asdict(column), sort_keys=True)
 
 
+def default_batch(device: str) -> int:
+    """Images of one pass: what fills a card, or each processor's stream once, so that answers leave early and evenly."""
+    return 64 if resolve_device(device) != "cpu" else 4 * min(cpu_count(), 16)
+
+
 class EmbeddingModel:
     """One loaded model of a replica; its passes take whatever requests wait when the last one ends."""
 
-    def __init__(self, column: Column, device: str, batch: int, decoder: Decoder) -> None:
-        self.embedder = load_same(column, device)
-        view = self.embedder.view
-        self._decode = Joined[bytes, np.ndarray | MediaError](lambda images: decoder.views(images, view), batch)
-        self._pass = Joined[np.ndarray, np.ndarray](self._run, batch)
+    def __init__(self, column: Column, choice: EmbedChoice, decoder: Decoder) -> None:
+        self.embedder = load_same(column, choice.device)
+        view, batch = self.embedder.view, choice.batch or default_batch(choice.device)
+        self._decode = Joined[bytes, np.ndarray | MediaError](
+            lambda images: decoder.views(images, view), batch, choice.decoders
+        )
+        self._pass = Joined(self._run, batch, at_once=2)
         self._texts: dict[str, np.ndarray] = {}
         self._text_lock = asyncio.Lock()
 
@@ -74,9 +82,7 @@ class Embedding:
 
         async def load(key: str) -> EmbeddingModel:
             column = Column(**json.loads(key))
-            return await asyncio.to_thread(
-                EmbeddingModel, column, self._choice.device, self._choice.batch, self._decoder
-            )
+            return await asyncio.to_thread(EmbeddingModel, column, self._choice, self._decoder)
 
         # Not a decorated method: how many models fit is a setting.
         self._model = serve.multiplexed(max_num_models_per_replica=self._choice.models_at_once)(load)

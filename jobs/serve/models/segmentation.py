@@ -11,6 +11,7 @@ import numpy as np
 from jobs.serve.sessions import Sessions
 from jobs.serve.settings import ModelChoice, RequestLimits
 from jobs.serve.uploads import Decoder
+from pipelines.curation.allocator import give_back_memory
 
 if TYPE_CHECKING:
     from vfm_ops.segment.segmenter import EncodedImage
@@ -87,3 +88,4 @@ async def expire_for_ever(sessions: Sessions[Any]) -> None:
         await asyncio.sleep(min(EXPIRY_CHECKS_S, sessions.expires_s / 4))
         if sessions.expire():
             gc.collect()
+            give_back_memory()
