@@ -23,6 +23,9 @@ def command(
     what: Annotated[str, typer.Argument(metavar="WHAT", help=f"One of: {', '.join(BENCHMARKS)}.")],
     quick: Annotated[bool, typer.Option(help="Smaller inputs: to see that it runs, not to quote.")] = False,
     out: Annotated[Path | None, typer.Option(help="Also write the rows to this JSON file.")] = None,
+    into: Annotated[
+        Path | None, typer.Option(help="Put the table between <!-- bench:WHAT --> and its end in this Markdown file.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of the table.")] = False,
 ) -> int:
     """Measures ours against the bare loop and against peers, in one run."""
@@ -34,8 +37,20 @@ def command(
     result = {"benchmark": what, "machine": machine(), "quick": quick, "rows": rows}
     if out:
         out.write_text(json.dumps(result, indent=1))
+    if into:
+        put_table(into, what, table(result))
     print(json.dumps(result) if as_json else table(result))
     return 0
+
+
+def put_table(path: Path, what: str, text: str) -> None:
+    """Replaces what lies between a benchmark's markers. UsageError where the file has none."""
+    begin, end = f"<!-- bench:{what} -->\n", f"<!-- /bench:{what} -->"
+    before, found, rest = path.read_text().partition(begin)
+    _, ended, after = rest.partition(end)
+    if not (found and ended):
+        raise UsageError(f"{path} has no {begin.strip()} … {end}: write the two markers where the table belongs")
+    path.write_text(f"{before}{begin}{text}\n{end}{after}")
 
 
 def machine() -> str:

@@ -31,28 +31,34 @@ def measure(quick: bool) -> list[dict[str, Any]]:
         images = root / "images"
         write_jpegs(images, 600 if quick else 4000)
         clips = root / "clips"
-        write_clips(clips, 12 if quick else 60)
+        write_clips(root / "pieces", 12 if quick else 60)
+        clips.mkdir()
+        for path in (root / "pieces").iterdir():
+            repeat_clip(path, clips / path.name, 3)
         rounds = 1 if quick else 3
-        rows = [_pair("images", images, root, rounds), _pair("videos", clips, root, rounds)]
-        rows += _memory(images, root)
+        rows = _pair("images", images, root, rounds) + _pair("videos", clips, root, rounds)
+        rows.append(_growth(images, root, 200 if quick else 2000))
         rows.append(_first_rows(images, root))
         rows.append(_first_of_many(images, root, 20_000 if quick else 1_000_000))
         rows.append(_long_video(root, minutes=2 if quick else 30))
     return rows
 
 
-def _memory(images: Path, root: Path) -> list[dict[str, Any]]:
-    """Peak memory of all processes, and how it grows with ten times the images."""
-    tenfold = root / "tenfold"
-    tenfold.mkdir()
-    for path in images.iterdir():
-        for copy in range(10):
-            (tenfold / f"{copy}-{path.name}").symlink_to(path)
-    peaks = [vfm(corpus, root / f"lake-{corpus.name}")["peak_memory_mb"] for corpus in (images, tenfold)]
-    return [
-        {"what": "peak memory of all processes, images, MB", "ours": peaks[0], "bar": "at most 2500"},
-        {"what": "peak memory, ten times the images", "ratio": peaks[1] / peaks[0], "bar": "at most 1.15"},
-    ]
+def _growth(images: Path, root: Path, count: int) -> dict[str, Any]:
+    """Peak memory of all processes, object store included, when there are ten times `count` images."""
+    peaks = []
+    for copies in (1, 10):
+        folder = root / f"times-{copies}"
+        folder.mkdir()
+        for path in sorted(images.iterdir())[:count]:
+            for copy in range(copies):
+                (folder / f"{copy}-{path.name}").symlink_to(path)
+        peaks.append(vfm(folder, root / f"lake-{folder.name}")["peak_memory_mb"])
+    return {
+        "what": f"peak memory, {10 * count:,} images over {count:,}",
+        "ratio": peaks[1] / peaks[0],
+        "bar": "at most 1.15",
+    }
 
 
 def _first_rows(images: Path, root: Path) -> dict[str, Any]:
@@ -97,17 +103,19 @@ def _first_of_many(images: Path, root: Path, assets: int) -> dict[str, Any]:
     return {"what": f"first committed frame of {assets:,} assets, s", "ours": seconds, "bar": "at most 20"}
 
 
-def _pair(kind: str, corpus: Path, root: Path, rounds: int) -> dict[str, Any]:
-    """Median over rounds of ours over the floor; the floor is the best arrangement, found in the first round."""
+def _pair(kind: str, corpus: Path, root: Path, rounds: int) -> list[dict[str, Any]]:
+    """Median over rounds of ours over the floor, and our peak memory. The best arrangement of a first round is the floor."""
     arrangements = ARRANGEMENTS if kind == "images" else ((1, 1), (2, 1), (3, 1))
     rates = {a: bare(kind, corpus, *a) for a in arrangements}
     best = max(rates, key=rates.__getitem__)
-    ours, floors = [], []
+    ours, floors, peaks = [], [], []
     for number in range(rounds):
         floors.append(bare(kind, corpus, *best))
-        ours.append(vfm(corpus, root / f"{kind}{number}")["steady_frames_per_s"])
+        run = vfm(corpus, root / f"{kind}{number}")
+        ours.append(run["steady_frames_per_s"])
+        peaks.append(run["peak_memory_mb"])
     ratios = [o / f for o, f in zip(ours, floors)]
-    return {
+    rate = {
         "what": f"{kind}: frames/s",
         "ours": statistics.median(ours),
         "floor": statistics.median(floors),
@@ -115,6 +123,7 @@ def _pair(kind: str, corpus: Path, root: Path, rounds: int) -> dict[str, Any]:
         "bar": "at least 0.90",
         "note": f"floor: {best[0]} decode threads, batches of {best[1]}",
     }
+    return [rate, {"what": f"{kind}: peak memory of all processes, MB", "ours": max(peaks), "bar": "at most 2500"}]
 
 
 def _long_video(root: Path, minutes: int) -> dict[str, Any]:
