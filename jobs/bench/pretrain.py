@@ -31,8 +31,9 @@ def measure(quick: bool, kept: Path | None = None) -> list[dict[str, Any]]:
     head = {"benchmark": "pretrain", "machine": machine(), "quick": quick}
     rows = {row["objective"]: row for row in _rows_kept(kept, head)}
     until = QUICK_STEPS if quick else None
-    makers: dict[str, Callable[[], dict[str, Any]]] = {FEEDING: partial(feeding, quick), PIXELS: data.pixels}
+    makers: dict[str, Callable[[], dict[str, Any]]] = {PIXELS: data.pixels}
     makers |= {name: partial(data.objective, name, until) for name in OBJECTIVES}
+    makers[FEEDING] = partial(feeding, quick)
     for name, make in makers.items():
         if name in rows:
             continue

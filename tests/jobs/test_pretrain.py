@@ -91,7 +91,7 @@ def test_an_interrupted_benchmark_measures_only_what_is_missing(tmp_path, monkey
     with pytest.raises(KeyboardInterrupt):
         pretrain.measure(False, kept)
     rows = pretrain.measure(False, kept)
-    assert [row["objective"] for row in rows] == ["feeding", "raw pixels", *OBJECTIVES]
+    assert [row["objective"] for row in rows] == ["raw pixels", *OBJECTIVES, "feeding"]
     assert measured == [*OBJECTIVES[:3], *OBJECTIVES[2:]]
     pretrain.measure(True, kept)
     assert measured[-9:] == [*OBJECTIVES], "rows of a whole run do not stand for those of a quick one"
