@@ -164,7 +164,8 @@ def choose_column(columns: list[Column], query: Query, model: str | None) -> tup
     if problems:
         raise WeightsUnavailable(problems[0])
     able = [] if model is None else [c.spec for c in columns if c not in columns_to_try and has_text_tower(c)]
-    hint = f"use --model {able[0]}" if able else "add one with vfm embed --model clip:..., or search by --image"
+    adding = "add one with vfm embed --model clip:pocket (ships with vfm; generated things only) or a larger clip:..."
+    hint = f"use --model {able[0]}" if able else f"{adding}, or search by --image"
     names = ", ".join(c.spec for c in columns_to_try)
     raise UsageError(f"{names} can't embed a text (no text tower): {hint}")
 

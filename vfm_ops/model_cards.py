@@ -39,6 +39,14 @@ def _transformers(model: str, config: str, **settings: Any) -> Any:
     return getattr(transformers, model)(getattr(transformers, config)(**settings))
 
 
+def _pocket(family: str, model: str, config: str) -> Any:
+    import transformers
+
+    from vfm_ops.pocket import pocket_path
+
+    return getattr(transformers, model)(getattr(transformers, config).from_pretrained(pocket_path(family)))
+
+
 def _timm(name: str) -> Any:
     import timm
 
@@ -114,7 +122,27 @@ _EMBED, _DETECT, _SEGMENT = ("embed",), ("detect",), ("segment",)
 _BOTH = ("embed", "search by text")
 _APACHE = "Apache-2.0"
 
+_POCKET = "; ships with the package, knows generated things only"
+
 CATALOGUE: tuple[ModelCard, ...] = (
+    ModelCard(
+        "clip",
+        "pocket",
+        _BOTH,
+        f"search by text{_POCKET}",
+        _APACHE,
+        partial(_pocket, "clip", "CLIPModel", "CLIPConfig"),
+        "vfm-pipelines",
+    ),
+    ModelCard(
+        "owlvit",
+        "pocket",
+        _DETECT,
+        f"boxes from phrases{_POCKET}",
+        _APACHE,
+        partial(_pocket, "owlvit", "OwlViTForObjectDetection", "OwlViTConfig"),
+        "vfm-pipelines",
+    ),
     ModelCard(
         "timm",
         "tf_efficientnet_lite0",

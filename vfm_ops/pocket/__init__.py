@@ -27,6 +27,6 @@ def pocket_path(name: str) -> Path:
     path = WEIGHTS / directory
     if not (path / "config.json").is_file():
         raise WeightsUnavailable(
-            f"{directory} is missing from {WEIGHTS}; reinstall vfm-pipelines, or train it: python -m jobs.pocket {directory}"
+            f"{WEIGHTS} holds no {directory}: train it with python -m jobs.pocket {directory}, or name another model"
         )
     return path

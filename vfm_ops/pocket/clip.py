@@ -5,7 +5,7 @@ role's words alone ("something red"): the words are learnt from one another's co
 small transformer finds colours at once, textures late and shapes hardly ever by sentences alone, its patches get hints while it
 trains: the words of the thing that covers them, where inside them it lies, and its box. For most of the training only KEPT
 patches are encoded, those that things touch first (as FLIP, Li et al. 2023, but not blindly).
-Legend: B images, D embedding, V words of a role, K encoded patches of an image, N covered patches.
+Legend: B images, D embedding, V words of a role, P patches of an image, K encoded ones, N covered ones.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vfm_ops.pocket.text import CONTEXT, make_tokenizer
-from vfm_ops.pocket.train import MEAN, STD, Log, adamw, cosine_lr, descend, stream, to_pixels
+from vfm_ops.pocket.train import MEAN, STD, Average, Log, descend, optimisers, replayed, stream, to_pixels, warm_lr
 from vfm_ops.pretrain.losses.info_nce import info_nce
 from vfm_ops.world.captions import caption, free_phrase
 from vfm_ops.world.scene import Scene, World, image
@@ -30,7 +30,7 @@ from vfm_ops.world.vocabulary import COLOURS, SHAPES, TEXTURES, held_out_kinds, 
 SIZE, PATCH, PROJECTION = 96, 12, 128
 ROLES = {"colour": tuple(COLOURS), "texture": TEXTURES, "shape": SHAPES}
 _TEMPLATES = {"colour": "something {}", "texture": "something {}", "shape": "a {}"}
-KEPT, HINT = 28, 4
+KEPT, HINT, REPLAYS = 28, 4, 3
 SINGLE = World(height=SIZE, width=SIZE, objects=(1, 1), radius=(0.13, 0.42), overlap=0.2)
 SEVERAL = World(height=SIZE, width=SIZE, objects=(2, 3), radius=(0.11, 0.26), overlap=0.2)
 
@@ -77,17 +77,17 @@ class Hints(torch.nn.Module):
     def losses(self, hidden_BKC: Tensor, batch: dict[str, Any]) -> Tensor:
         """Cross-entropy of the cells of all encoded patches plus L1 of the boxes (relative to the patch) of covered ones."""
         cells = F.binary_cross_entropy_with_logits(self.cells(hidden_BKC).float(), torch.from_numpy(batch["cells"]))
-        covered_NC = hidden_BKC.flatten(0, 1)[torch.from_numpy(batch["covered"])]
-        boxes = (self.box(covered_NC).float() - torch.from_numpy(batch["covered_box"])).abs().mean()
+        covered_BK = torch.from_numpy(batch["patch_shape"] >= 0)
+        wanted_N4 = torch.from_numpy(batch["patch_box"])[covered_BK]
+        boxes = (self.box(hidden_BKC[covered_BK]).float() - wanted_N4).abs().mean()
         return cells + 2 * boxes
 
 
-def make_batch(seed: int, batch: int, index: int, several: float = 0.4, kept: int | None = None) -> dict[str, Any]:
+def make_batch(seed: int, batch: int, index: int, several: float = 0.4) -> dict[str, Any]:
     """Batch `index`: images with pairwise different captions, and each role's shares of words.
 
-    several: share of images with two or three things. kept: how many patches of an image to encode, None for all.
-    Returns rgb uint8 (B, H, W, 3), captions (B strings), float32 (B, V) per role, rows summing to 1, `kept` int (B, K) or None,
-    `covered` int (N) of indices into the B * K encoded patches and, for these, `covered_ROLE` int (N) of the thing's word.
+    several: share of images with two or three things. Returns rgb uint8 (B, H, W, 3), captions (B strings), float32 (B, V) per
+    role, rows summing to 1, and what `covered_patches` lists.
     """
     worlds = World(**{**vars(SINGLE), "seed": seed}), World(**{**vars(SEVERAL), "seed": seed + 1})
     rng = np.random.default_rng((seed, 7, index))
@@ -108,41 +108,45 @@ def make_batch(seed: int, batch: int, index: int, several: float = 0.4, kept: in
         for row, scene in zip(out[role], scenes, strict=True):
             for thing in scene.things:
                 row[words.index(getattr(thing.kind, role))] += 1 / len(scene.things)
-    return out | covered_patches(scenes, kept, rng)
+    return out | covered_patches(scenes)
 
 
-def covered_patches(scenes: list[Scene], kept: int | None, rng: np.random.Generator) -> dict[str, Any]:
-    """Which patches to encode, what the things say that cover them by at least 40 %, their boxes, and all patches' cells.
+def covered_patches(scenes: list[Scene]) -> dict[str, np.ndarray]:
+    """What is true of every patch: how things cover it, and of the thing that covers 40 % of it its words and its box.
 
-    Adds to what `make_batch` lists: `cells` float32 (B, K, HINT * HINT), shares covered by anything, and `covered_box` float32
-    (N, 4), offset of the thing's centre from the patch's and its size, in units of the image.
+    `cells` float32 (B, P, HINT * HINT), shares covered by anything; `patch_ROLE` int (B, P) of the thing's word, -1 for none;
+    `patch_box` float32 (B, P, 4), offset of the thing's centre from the patch's and its size, in units of the image.
     """
     grid = SIZE // PATCH
-    owner = np.full((len(scenes), grid * grid), -1)
-    cells = np.zeros((len(scenes), grid * grid, HINT * HINT), np.float32)
+    shape = len(scenes), grid * grid
+    cells, boxes = np.zeros((*shape, HINT * HINT), np.float32), np.zeros((*shape, 4), np.float32)
+    words_BP = {role: np.full(shape, -1) for role in ROLES}
+    y, x = (np.mgrid[0:grid, 0:grid] + 0.5) / grid
+    centre_P2 = np.stack([x.ravel(), y.ravel()], 1)
     for b, scene in enumerate(scenes):
-        for k in range(len(scene.things)):
-            share = cv2.resize(scene.mask(k).astype(np.float32), (grid, grid), interpolation=cv2.INTER_AREA)
-            owner[b, share.ravel() >= 0.4] = k
         fine = cv2.resize((scene.ids > 0).astype(np.float32), (grid * HINT, grid * HINT), interpolation=cv2.INTER_AREA)
         cells[b] = fine.reshape(grid, HINT, grid, HINT).transpose(0, 2, 1, 3).reshape(grid * grid, -1)
-    places = np.broadcast_to(np.arange(grid * grid), owner.shape)
-    out: dict[str, Any] = {"kept": None}
-    if kept is not None:
-        # Touched patches first, then any: a random number decides among equals.
-        out["kept"] = places = np.argsort(-((cells.sum(2) > 0) + rng.random(owner.shape)), axis=1)[:, :kept]
-        owner, cells = np.take_along_axis(owner, places, 1), np.take_along_axis(cells, places[..., None], 1)
-    rows, columns = np.nonzero(owner >= 0)
-    out |= {"cells": cells, "covered": rows * owner.shape[1] + columns}
-    kinds = [scenes[b].things[owner[b, p]].kind for b, p in zip(rows, columns, strict=True)]
-    for role, words in ROLES.items():
-        out[f"covered_{role}"] = np.array([words.index(getattr(k, role)) for k in kinds])
-    boxes = np.stack([scenes[b].boxes_N4[owner[b, p]] for b, p in zip(rows, columns, strict=True)]) / SIZE
-    place = places[rows, columns]
-    centre = np.stack([place % grid, place // grid], 1) / grid + 0.5 / grid
-    offset, size = (boxes[:, :2] + boxes[:, 2:]) / 2 - centre, boxes[:, 2:] - boxes[:, :2]
-    out["covered_box"] = np.concatenate([offset, size], 1).astype(np.float32)
-    return out
+        for k, thing in enumerate(scene.things):
+            share = cv2.resize(scene.mask(k).astype(np.float32), (grid, grid), interpolation=cv2.INTER_AREA)
+            covered = share.ravel() >= 0.4
+            for role, words in ROLES.items():
+                words_BP[role][b, covered] = words.index(getattr(thing.kind, role))
+            low, high = np.split(scene.boxes_N4[k] / SIZE, 2)
+            boxes[b, covered, :2] = (low + high) / 2 - centre_P2[covered]
+            boxes[b, covered, 2:] = high - low
+    return {"cells": cells, "patch_box": boxes} | {f"patch_{role}": words for role, words in words_BP.items()}
+
+
+def keep_patches(batch: dict[str, Any], kept: int, rng: np.random.Generator) -> dict[str, Any]:
+    """The batch with `kept` int (B, K), the patches to encode, and only their `cells` and `patch_...`.
+
+    Touched patches come first, then any: a random number decides among equals.
+    """
+    cells_BPC = batch["cells"]
+    kept_BK = np.argsort(-((cells_BPC.sum(2) > 0) + rng.random(cells_BPC.shape[:2])), axis=1)[:, :kept]
+    rows = np.arange(len(kept_BK))[:, None]
+    ours = {name: value[rows, kept_BK] for name, value in batch.items() if name == "cells" or name.startswith("patch_")}
+    return batch | ours | {"kept": kept_BK}
 
 
 def encode_text(model: Any, tokenizer: Any, texts: list[str], context: int = CONTEXT) -> Tensor:
@@ -175,67 +179,74 @@ def clip_losses(model: Any, hints: Hints, tokenizer: Any, batch: dict[str, Any])
     """InfoNCE over captions; per role, cross-entropy of images against its words; `patch` and `hints` of the patches."""
     role_texts = [_TEMPLATES[role].format(word) for role, words in ROLES.items() for word in words]
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        hidden_BLC = encode_tokens(model, batch["rgb"], batch["kept"])
+        hidden_BLC = encode_tokens(model, batch["rgb"], batch.get("kept"))
         projected_BLD = F.normalize(model.visual_projection(hidden_BLC).float(), dim=-1)
         text_ND = encode_text(model, tokenizer, batch["captions"] + role_texts)
         hint = hints.losses(hidden_BLC[:, 1:], batch)
     image_BD, b = projected_BLD[:, 0], len(projected_BLD)
-    patch_ND = projected_BLD[:, 1:].flatten(0, 1)[torch.from_numpy(batch["covered"])]
+    covered_BK = torch.from_numpy(batch["patch_shape"] >= 0)
+    patch_ND = projected_BLD[:, 1:][covered_BK]
     scale = model.logit_scale.exp()
     losses = {"nce": info_nce(image_BD, text_ND[:b], scale), "hints": hint, "patch": image_BD.new_zeros(())}
     start = b
     for role, words in ROLES.items():
         text_VD = text_ND[start : start + len(words)]
         losses[role] = F.cross_entropy(scale * image_BD @ text_VD.T, torch.from_numpy(batch[role]))
-        covered_N = torch.from_numpy(batch[f"covered_{role}"])
-        losses["patch"] = losses["patch"] + F.cross_entropy(scale * patch_ND @ text_VD.T, covered_N)
+        word_N = torch.from_numpy(batch[f"patch_{role}"])[covered_BK]
+        losses["patch"] = losses["patch"] + F.cross_entropy(scale * patch_ND @ text_VD.T, word_N)
         start += len(words)
     return losses
 
 
 def train(
-    steps: int = 2000,
+    steps: int = 1200,
     batch: int = 128,
-    lr: float = 2e-3,
+    lr: float = 3e-3,
     seed: int = 0,
     workers: int = 1,
     say: Callable[[str], None] = print,
     checkpoint: Path | None = None,
-    start: tuple[Any, Any] | None = None,
 ) -> tuple[Any, Any]:
-    """Trains pocket-clip. Returns (model, tokenizer).
+    """Trains pocket-clip. Returns (model, tokenizer), the model's weights averaged.
 
-    start: (model, tokenizer) to go on from. checkpoint: directory rewritten every 400 steps, with its quality said.
+    checkpoint: directory rewritten every 200 steps, with its quality said.
     """
     torch.manual_seed(seed)
-    tokenizer = make_tokenizer() if start is None else start[1]
-    model = make_model(tokenizer) if start is None else start[0].train()
+    tokenizer = make_tokenizer()
+    model = make_model(tokenizer)
     hints = Hints(model.config.vision_config.hidden_size)
     learning = torch.nn.ModuleList([model, hints])
-    optimiser, log = adamw(learning, lr), Log(50, say)
-    for step, item in enumerate(stream(_Maker(seed, batch, steps), steps, workers)):
+    # Half the time of the fused kernels, whose bfloat16 backward is slow on CPUs at a few dozen tokens.
+    model.set_attn_implementation("eager")
+    updates, average, log = optimisers(learning, lr), Average(model), Log(50, say)
+    rng = np.random.default_rng((seed, 29))
+    items = stream(_Maker(seed, batch), -(-steps // REPLAYS), workers)
+    for step, item in enumerate(replayed(items, steps, REPLAYS, seed)):
+        # All patches every eighth time, so that the model knows whole images.
+        item = item if step % 8 == 7 else keep_patches(item, KEPT, rng)
         losses = clip_losses(model, hints, tokenizer, item)
-        words = losses["colour"] + losses["texture"] + losses["shape"] + losses["patch"]
-        descend(learning, optimiser, losses["nce"] + 0.5 * words + losses["hints"], cosine_lr(step, steps, lr))
+        words = losses["colour"] + losses["texture"] + 2 * losses["shape"] + losses["patch"]
+        descend(learning, updates, losses["nce"] + 0.5 * words + losses["hints"], warm_lr(step, lr))
         with torch.no_grad():
             model.logit_scale.clamp_(0, np.log(100))
+        average.update()
         log.add(step, **{k: v.item() for k, v in losses.items()}, scale=model.logit_scale.exp().item())
-        if checkpoint is not None and step % 400 == 399:
-            say(str(evaluate(model, tokenizer, images=256)))
-            save(model, tokenizer, checkpoint)
+        if checkpoint is not None and step % 200 == 199:
+            with average.applied():
+                say(str(evaluate(model, tokenizer, images=256, gallery=200)))
+                save(model, tokenizer, checkpoint)
+    average.adopt()
     return model.eval(), tokenizer
 
 
 class _Maker:
-    """Batches by index: mostly single things at first; all patches only in the last fifth."""
+    """Batches by index: mostly single things at first."""
 
-    def __init__(self, seed: int, batch: int, steps: int) -> None:
-        self.seed, self.batch, self.steps = seed, batch, steps
+    def __init__(self, seed: int, batch: int) -> None:
+        self.seed, self.batch = seed, batch
 
     def __call__(self, index: int) -> dict[str, Any]:
-        progress = index / self.steps
-        kept = KEPT if progress < 0.8 else None
-        return make_batch(self.seed, self.batch, index, 0.15 if progress < 0.15 else 0.4, kept)
+        return make_batch(self.seed, self.batch, index, 0.15 if index < 60 else 0.4)
 
 
 def save(model: Any, tokenizer: Any, directory: Path) -> None:

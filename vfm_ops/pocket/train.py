@@ -6,9 +6,9 @@ Legend: B batch, C channels, H, W pixels.
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -46,34 +46,83 @@ def stream(make: Callable[[int], Any], steps: int, workers: int, start: int = 0)
     )
 
 
+def replayed(items: Iterator[Any], steps: int, times: int, seed: int) -> Iterator[Any]:
+    """`steps` items, each seen about `times` times, far apart: every times-th is new, the others are drawn from the past."""
+    rng, past = np.random.default_rng((seed, 23)), []
+    for step in range(steps):
+        if step % times == 0:
+            past.append(next(items))
+            yield past[-1]
+        else:
+            yield past[rng.integers(len(past))]
+
+
 def _as_is(item: Any) -> Any:
     return item
 
 
-def adamw(model: nn.Module, lr: float, weight_decay: float = 0.05, b2: float = 0.98) -> torch.optim.AdamW:
-    """AdamW with no decay on biases, norms and embeddings of fewer than two dimensions."""
-    decayed = [p for p in model.parameters() if p.requires_grad and p.ndim >= 2]
-    kept = [p for p in model.parameters() if p.requires_grad and p.ndim < 2]
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=lr, betas=(0.9, b2))
+def optimisers(
+    module: nn.Module, lr: float, weight_decay: float = 0.05, b2: float = 0.98
+) -> tuple[torch.optim.Optimizer, ...]:
+    """Muon (Jordan et al. 2024) on the weights of linear layers, AdamW on everything else (embeddings, convolutions, vectors).
+
+    Muon's updates are scaled to AdamW's size (Liu et al. 2025), so that both take one rate. On pocket-clip it needs a third of
+    AdamW's steps to the same loss. AdamW decays what has two dimensions or more.
+    """
+    linear = [m.weight for m in module.modules() if isinstance(m, nn.Linear) and m.weight.requires_grad]
+    taken = {id(p) for p in linear}
+    rest = [p for p in module.parameters() if p.requires_grad and id(p) not in taken]
+    groups = [
+        {"params": [p for p in rest if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    muon = torch.optim.Muon(linear, lr, weight_decay=weight_decay, momentum=0.95, adjust_lr_fn="match_rms_adamw")
+    return muon, torch.optim.AdamW(groups, lr=lr, betas=(0.9, b2))
 
 
-def cosine_lr(step: int, steps: int, peak: float, warmup: int = 100, floor: float = 0.02) -> float:
-    """Linear warm-up, then half a cosine from peak to floor * peak."""
-    if step < warmup:
-        return peak * (step + 1) / warmup
-    t = (step - warmup) / max(1, steps - warmup)
-    return peak * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, t))))
+def warm_lr(step: int, peak: float, warmup: int = 100) -> float:
+    """Linear warm-up, then constant: with `Average` in place of a decay, a run may stop at any step and be a whole one."""
+    return peak * min(1.0, (step + 1) / warmup)
 
 
-def descend(model: nn.Module, optimiser: torch.optim.Optimizer, loss: Tensor, lr: float, clip: float = 1.0) -> float:
+class Average:
+    """The exponential moving average of a model's parameters; its horizon grows to 1 / (1 - decay) steps."""
+
+    def __init__(self, module: nn.Module, decay: float = 0.99) -> None:
+        self.module, self.decay, self.n = module, decay, 0
+        self.average = [p.detach().clone() for p in module.parameters()]
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """After each step."""
+        self.n += 1
+        weight = 1 - min(self.decay, self.n / (self.n + 9))
+        torch._foreach_lerp_(self.average, [p.detach() for p in self.module.parameters()], weight)
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """The model has the averaged parameters inside the block."""
+        kept = [p.detach().clone() for p in self.module.parameters()]
+        self.adopt()
+        yield
+        torch._foreach_copy_([p.data for p in self.module.parameters()], kept)
+
+    def adopt(self) -> None:
+        """The model takes the averaged parameters for good."""
+        torch._foreach_copy_([p.data for p in self.module.parameters()], self.average)
+
+
+def descend(
+    module: nn.Module, optimisers: tuple[torch.optim.Optimizer, ...], loss: Tensor, lr: float, clip: float = 1.0
+) -> float:
     """One step: gradients of loss, clipped to this norm, at this rate. Returns the norm before clipping."""
-    for group in optimiser.param_groups:
-        group["lr"] = lr * group.get("lr_scale", 1.0)
-    optimiser.zero_grad(set_to_none=True)
+    module.zero_grad(set_to_none=True)
     loss.backward()
-    norm = nn.utils.clip_grad_norm_(model.parameters(), clip)
-    optimiser.step()
+    norm = nn.utils.clip_grad_norm_(module.parameters(), clip)
+    for optimiser in optimisers:
+        for group in optimiser.param_groups:
+            group["lr"] = lr
+        optimiser.step()
     return float(norm)
 
 
@@ -106,7 +155,14 @@ def save_half(model: Any, directory: Path) -> None:
 
 
 def write_card(
-    directory: Path, title: str, about: str, command: str, seed: int, minutes: float, metrics: dict[str, float]
+    directory: Path,
+    title: str,
+    about: str,
+    command: str,
+    seed: int,
+    minutes: float,
+    metrics: dict[str, float],
+    start: str = "random weights",
 ) -> None:
     """Writes README.md: what the model is, the command and seed that make it, how long that took, held-out metrics."""
     rows = "\n".join(f"| {name} | {value:.3f} |" for name, value in metrics.items())
@@ -115,7 +171,7 @@ def write_card(
 
 {about}
 
-Trained from random initialisation on images that `vfm_ops.world` generates; no other weights or labels went into it.
+Trained from {start} on images that `vfm_ops.world` generates; no other weights or labels went into it.
 
 - Command: `{command}`
 - Seed: {seed}
