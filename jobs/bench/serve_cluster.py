@@ -36,7 +36,7 @@ def command(
     serve.start(http_options={"host": "127.0.0.1", "port": port}, logging_config=quiet)
     version = 0
     deploy(version)
-    print("serving", flush=True)
+    print(f"serving {lake}", flush=True)
     try:
         for line in sys.stdin:
             if line.strip() == "redeploy":
