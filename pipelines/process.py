@@ -160,13 +160,14 @@ def _run_units(
 def _units_here(recipe: Recipe, units: list[pa.Table]) -> int:
     """How many units run in this process: Ray takes longer to start than a small corpus takes to process.
 
-    All of them where the corpus is small and one actor would hold the whole machine anyway; else a short first one, so that
-    the first rows are there while Ray starts. None on a cluster, on a GPU, or where the recipe says how to place the stages.
+    All of them where there is but one, or the corpus is small and one actor would hold the whole machine anyway; else a short
+    first one, so that the first rows are there while Ray starts. None on a cluster, on a GPU, or where the recipe says how to
+    place the stages.
     """
     if has_ray() or recipe.resources != Resources() or resolve_device(recipe.resources.device) != "cpu":
         return 0
     costs = [sum(u["cost"].to_pylist()) for u in units]
-    if sum(costs) <= LARGEST_UNIT and cpu_count() < 2 * MOST_CPUS:
+    if len(units) == 1 or (sum(costs) <= LARGEST_UNIT and cpu_count() < 2 * MOST_CPUS):
         return len(units)
     return int(costs[0] <= SHORT_UNIT and not recipe.detect)
 

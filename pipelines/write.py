@@ -49,10 +49,11 @@ class WriteRows:
         with ThreadPoolExecutor(1, thread_name_prefix="write") as pool:
             for table in tables:
                 outcomes += [json.loads(o) for o in table["outcome"].drop_null().to_pylist()]
-                frames = table.filter(is_frame(table))
-                for row in frames.filter(frames["error"].is_valid()).select(["asset_id", "error"]).to_pylist():
-                    failed.setdefault(row["asset_id"], [0, row["error"]])[0] += 1
-                frames = frames.filter(frames["error"].is_null())
+                frames = table if table["outcome"].null_count == table.num_rows else table.filter(is_frame(table))
+                if frames["error"].null_count < frames.num_rows:  # else no JPEG need be copied
+                    for row in frames.filter(frames["error"].is_valid()).select(["asset_id", "error"]).to_pylist():
+                        failed.setdefault(row["asset_id"], [0, row["error"]])[0] += 1
+                    frames = frames.filter(frames["error"].is_null())
                 if DETECTED in frames.schema.names:
                     found.append(detection_rows(frames, self.detector))
                     rows["detections"].update(found[-1]["asset_id"].to_pylist())

@@ -37,7 +37,7 @@ def measure(quick: bool) -> list[dict[str, Any]]:
             repeat_clip(path, clips / path.name, 3)
         rounds = 1 if quick else 3
         rows = _pair("images", images, root, rounds) + _pair("videos", clips, root, rounds)
-        rows.append(_growth(images, root, 200 if quick else 2000))
+        rows.append(_growth(images, root, 60 if quick else 2000))
         rows.append(_first_rows(images, root))
         rows.append(_first_of_many(images, root, 20_000 if quick else 1_000_000))
         rows.append(_long_video(root, minutes=2 if quick else 30))
