@@ -71,9 +71,10 @@ def _rows(name: str, ours: list[float], plain: list[float], entropies: list[floa
 
 
 def _balanced(x_ND: np.ndarray, target: int, seed: int) -> np.ndarray:
-    """Rows of a balanced sample. Few clusters and many resamplings: what is rare is then spread over as many as what is not."""
-    kmeans = KMeansOptions(metric="cosine", iterations=20, seed=seed)
-    options = HierarchyOptions((max(CLASSES + 1, len(x_ND) // 50), CLASSES), 20, nearest=(3, 5), kmeans=kmeans)
+    """Rows of a balanced sample. Many short resamplings: what is common is flattened more than by few long ones."""
+    kmeans = KMeansOptions(metric="cosine", iterations=10, seed=seed)
+    levels = (len(x_ND) // 25, len(x_ND) // 250, CLASSES) if len(x_ND) > 2500 else (len(x_ND) // 25, CLASSES)
+    options = HierarchyOptions(levels, 20, (3,) * len(levels), kmeans, resampling_iterations=6)
     return sample_balanced(build_hierarchy(x_ND, options), target, seed=seed).rows
 
 

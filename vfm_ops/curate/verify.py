@@ -32,7 +32,7 @@ def same_picture_score(a: np.ndarray, b: np.ndarray) -> float:
     a, b: as from `small_gray`. Symmetric up to interpolation. Returns -1 where no alignment is found.
     """
     best = -1.0
-    for moving, start in _ranked_starts(a, b)[:3]:
+    for moving, start in _ranked_starts(a, b)[:2]:
         best = max(best, _aligned_score(a, moving, start))
         if best >= COPY_SCORE:
             break
@@ -93,8 +93,8 @@ def _score_under(warp: np.ndarray, a: np.ndarray, b: np.ndarray) -> float:
 
 
 def _local_agreement(a: np.ndarray, b: np.ndarray, inside: np.ndarray) -> float:
-    """Agreement of aligned pictures: in structure (median over textured cells) and in tone (most of all cells), whichever is
-    worse; -1 where less than a sixth of the cells can tell."""
+    """Agreement of aligned pictures in structure (median over textured cells); where that is a copy's, in tone too (most of all
+    cells), whichever is worse. -1 where less than a sixth of the cells can tell."""
     a_CP, b_CP, whole_C = _cells(a), _cells(b), np.asarray(_cells(inside).all(axis=1))
     flat_a, flat_b = a_CP - a_CP.mean(axis=1, keepdims=True), b_CP - b_CP.mean(axis=1, keepdims=True)
     norm_a, norm_b = np.linalg.norm(flat_a, axis=1), np.linalg.norm(flat_b, axis=1)
@@ -107,9 +107,12 @@ def _local_agreement(a: np.ndarray, b: np.ndarray, inside: np.ndarray) -> float:
     # One contrast ratio for the whole picture: a copy's pieces are brighter or duller alike (SSIM's structure term).
     gain = float(np.median(norm_b / np.maximum(norm_a, 1e-6)))
     structure = 2.0 * gain * inner / np.maximum((gain * norm_a) ** 2 + norm_b**2, 1e-6)
+    agreement = float(np.median(structure))
+    if agreement < COPY_SCORE:
+        return agreement  # no copy already: a third of the time would go into saying it twice
     # Two plain shirts have the same outline; their tone still differs inside. 0.15: a residual of a tenth of the contrast
     # counts like COPY_SCORE.
-    return min(float(np.median(structure)), 1.0 - 0.15 * _tone_residual(a_CP[whole_C], b_CP[whole_C]))
+    return min(agreement, 1.0 - 0.15 * _tone_residual(a_CP[whole_C], b_CP[whole_C]))
 
 
 def _cells(image: np.ndarray) -> np.ndarray:
