@@ -63,7 +63,9 @@ class Context:
 
         Problem 400 that says which there are, or which have a text tower.
         """
-        choices = await asyncio.to_thread(self.columns if stored else self.choices)
+        asked = self.columns if stored else self.choices
+        # On a local disk looking takes less than a thread's turn would; on an object store it may be a request.
+        choices = asked() if self.lake.fresh_s == 0 else await asyncio.to_thread(asked)
         if not choices:
             raise Problem(409, "no embeddings", "The lake has no embeddings yet: run vfm process or vfm embed on it.")
         named = [c for c in choices if model in (None, c.spec, c.name)]

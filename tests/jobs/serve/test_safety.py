@@ -12,6 +12,8 @@ import requests
 from hypothesis import given
 from hypothesis import strategies as st
 
+from jobs.bench.serve_hostile import hostile_requests
+from jobs.bench.serve_load import ask as ask_all
 from jobs.cli import main
 from jobs.serve.metrics import Metrics
 from jobs.serve.problems import Problem, problem_of
@@ -275,6 +277,18 @@ def test_hostile_uploads_cost_a_problem_each_and_no_replica(served):
         assert answer.status_code in ((200, 422) if data[:2] == b"\xff\xd8" else (413, 422)), answer.text
         assert b"passwd" not in answer.content
     assert served.get("health").json() == before
+
+
+def test_a_sample_of_the_hostile_benchmark_is_refused_one_by_one(served):
+    port = int(served.url.rsplit(":", 1)[1])
+    requests_ = list(hostile_requests(90, (served.media / "rocket.jpg").read_bytes(), port, seed=7))
+    answers = ask_all(port, requests_)
+    odd = [
+        (a.status, a.body[:200], requests_[a.index][:200])
+        for a in answers
+        if not 400 <= a.status < 500 or not a.is_problem
+    ]
+    assert not odd
 
 
 @pytest.mark.parametrize("body", [b"{", b"\xff\xfe", b"NaN", b'{"text": NaN}', b"[" * 20_000, b'{"texts": [1e999]}'])
