@@ -63,8 +63,12 @@ def mend_initialisation(model: Any) -> None:
 
     The library draws every weight with deviation 0.02, whatever its fan-in: features fade to 0.005 at the fine levels (and an
     object score below zero then replaces all masks by -1024). Here weights have variance 1 / fan-in, the memory fuser's layer
-    scales start at 0.1 instead of 0, and temporal and no-object embeddings differ from the start.
+    scales start at 0.1 instead of 0, and temporal and no-object embeddings differ from the start. Output tokens and point
+    labels start as large as the positions that they are added to, and clicks are placed in the image's own random Fourier
+    basis: the library draws a second one for them, which released weights overwrite.
     """
+    positions = model.shared_image_embedding.positional_embedding
+    model.prompt_encoder.shared_embedding.positional_embedding.copy_(positions)
     for module in model.modules():
         if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
             taps = module.kernel_size[0] * module.kernel_size[1] if not isinstance(module, nn.Linear) else 1
@@ -74,6 +78,16 @@ def mend_initialisation(model: Any) -> None:
             module.weight.normal_(0, fan_in**-0.5)
             if module.bias is not None:
                 module.bias.zero_()
+        elif isinstance(module, nn.Embedding):
+            module.weight.normal_(0, 0.5)
+    # Equal projections of queries and keys: prompts look where they are from the first step (Trockman & Kolter 2023).
+    decoder = model.mask_decoder.transformer
+    crossings = [
+        getattr(b, f"cross_attn_{way}") for b in decoder.layers for way in ("token_to_image", "image_to_token")
+    ]
+    for attention in (*crossings, decoder.final_attn_token_to_image):
+        attention.q_proj.weight.mul_(1.5)
+        attention.k_proj.weight.copy_(attention.q_proj.weight)
     for mlp in model.mask_decoder.output_hypernetworks_mlps:
         mlp.proj_out.weight.mul_(0.5)
     for block in model.memory_encoder.memory_fuser.layers:
