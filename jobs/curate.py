@@ -11,9 +11,9 @@ from rich.console import Console
 
 from jobs.cli import run
 from jobs.process import JsonOption, LakeOption, SetOption
-from pipelines.curation.allocator import share_one_heap
 from pipelines.curation.recipe import load_curation_recipe
 from pipelines.lake import Lake
+from vfm_ops.allocator import share_one_heap
 
 RecipeOption = Annotated[str | None, typer.Option(help="YAML file; without it, the defaults of recipes/curate.yaml.")]
 

@@ -18,8 +18,8 @@ import typer
 from jobs.cli import main as vfm
 from jobs.cli import run
 from vfm_ops.errors import UsageError, VfmError
-from vfm_ops.pocket import POCKET, WEIGHTS
-from vfm_ops.world.vocabulary import COLOURS
+from vfm_ops.pocket import is_shipped
+from vfm_ops.world.vocabulary import colour_prompts
 
 # Package: where its media lie, and what they are.
 MEDIA = {
@@ -37,7 +37,7 @@ sampling: {{mode: fps, fps: 2}}
 embed: [clip:pocket]
 detect:
   model: owlvit:pocket
-  prompts: {" . ".join(f"{colour} thing" for colour in COLOURS)}
+  prompts: {colour_prompts()}
 """
 TRACKING = "track: {model: sam2:pocket}\n"
 
@@ -76,7 +76,7 @@ def generated_things(out: Path) -> dict[Path, str]:
     Returns what to open, and what it shows.
     """
     corpus, lake, recipe = out / "world", out / "world-lake", out / "world.yaml"
-    tracks = (WEIGHTS / POCKET["sam2"]).is_dir()
+    tracks = is_shipped("sam2")
     recipe.write_text(WORLD_RECIPE + TRACKING * tracks)
     _step("world", "--out", str(corpus), *WORLD.split())
     _step("ingest", str(corpus / "images"), str(corpus / "videos"), "--lake", str(lake))

@@ -87,11 +87,11 @@ def pipeline_quality(folder: Path, videos: int = 12) -> dict[str, float]:
     from jobs.cli import main as vfm
     from pipelines.evaluate import evaluate
     from pipelines.lake import Lake
-    from vfm_ops.world.vocabulary import COLOURS
+    from vfm_ops.world.vocabulary import colour_prompts
 
     corpus, lake, recipe = folder / "corpus", str(folder / "lake"), folder / "recipe.yaml"
     folder.mkdir(parents=True, exist_ok=True)
-    recipe.write_text(PIPELINE_RECIPE % " . ".join(f"{colour} thing" for colour in COLOURS))
+    recipe.write_text(PIPELINE_RECIPE % colour_prompts())
     world = f"--videos {videos} --frames 60 --size 160x160 --objects 2-3 --split heldout --seed 60001"
     for argv in (
         ["world", "--out", str(corpus), *world.split()],

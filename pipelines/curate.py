@@ -24,7 +24,6 @@ import pyarrow.compute as pc
 
 from pipelines import selections
 from pipelines.curation import clusters, duplicates
-from pipelines.curation.allocator import give_back_memory
 from pipelines.curation.carry import Base, carry_over, load_base
 from pipelines.curation.clusters import ClusterState
 from pipelines.curation.fates import Fates
@@ -39,6 +38,7 @@ from pipelines.curation.videos import drop_video_copies
 from pipelines.lake import SCHEMAS, Lake, Lease, new_run_id
 from pipelines.search import Column
 from pipelines.selections import Manifest
+from vfm_ops.allocator import give_back_memory
 from vfm_ops.errors import UsageError
 
 Progress = Callable[[str, int], None]

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipelines.lake import SCHEMAS, make_frame_id, make_run_key
+from pipelines.lake import SCHEMAS, make_frame_id, make_run_key, with_nulls
 from vfm_ops.media.frame import Frame
 from vfm_ops.media.view import View
 
@@ -61,14 +61,13 @@ class Outcome:
 
 def closing_rows(outcomes: Sequence[Outcome], views: dict[str, View]) -> pa.Table:
     """The rows that end these assets in the stream."""
-    schema, n = working_schema(views), len(outcomes)
     columns = {
         "asset_id": pa.array([o.asset_id for o in outcomes]),
         "run_key": pa.array([o.run_key for o in outcomes]),
-        "frame_id": pa.array([""] * n),
+        "frame_id": pa.array([""] * len(outcomes)),
         "outcome": pa.array([json.dumps(vars(o)) for o in outcomes]),
     }
-    return pa.table([columns.get(f.name, pa.nulls(n, f.type)) for f in schema], schema)
+    return with_nulls(working_schema(views), columns)
 
 
 def working_schema(views: dict[str, View]) -> pa.Schema:

@@ -142,16 +142,20 @@ def _run_units(
 ) -> None:
     total = committer.counts["assets"] + sum(u.num_rows for u in units)
     here = _units_here(recipe, units)
-    for run, part in ((_run_here, units[:here]), (_run_on_ray, units[here:])):
-        if not part:
-            continue
-        if here and run is _run_on_ray:
+
+    def results() -> Iterator[pa.Table]:
+        if here:
+            yield from _run_here(lake, recipe, units[:here])
+        if here and here < len(units):
             committer.restart_clock()
-        for results in run(lake, recipe, part):
-            for result in results.to_pylist():
-                committer.add(result)
-            if progress:
-                progress(committer, total)
+        if here < len(units):
+            yield from _run_on_ray(lake, recipe, units[here:])
+
+    for rows in results():
+        for result in rows.to_pylist():
+            committer.add(result)
+        if progress:
+            progress(committer, total)
     committer.flush()
     if progress:
         progress(committer, total)

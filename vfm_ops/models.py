@@ -99,10 +99,10 @@ def offline_place(card: ModelCard) -> str:
 def weights_present(card: ModelCard) -> bool:
     """Whether a card's weights are on this machine, in the hub cache or as a package."""
     from vfm_ops.embed.checkpoint import cached_snapshots, package_installed, repository
-    from vfm_ops.pocket import POCKET, WEIGHTS
+    from vfm_ops.pocket import is_shipped
 
     if card.name == "pocket":
-        return (WEIGHTS / POCKET[card.family] / "config.json").is_file()
+        return is_shipped(card.family)
     if card.package:
         return package_installed(card.package)
     if card.family == "yolo-world":

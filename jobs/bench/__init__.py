@@ -9,7 +9,7 @@ import json
 import os
 import platform
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -34,13 +34,36 @@ def command(
         raise UsageError(f"there is no benchmark {what!r}: use one of {', '.join(available)}")
     measure = importlib.import_module(f"jobs.bench.{what}").measure
     rows = measure(quick, out) if what in RESUMABLE else measure(quick)
-    result = {"benchmark": what, "machine": machine(), "quick": quick, "rows": rows}
+    result = {**heading(what, quick), "rows": rows}
     if out:
         out.write_text(json.dumps(result, indent=1))
     if into:
         put_table(into, what, table(result))
     print(json.dumps(result) if as_json else table(result))
     return 0
+
+
+def heading(what: str, quick: bool) -> dict[str, Any]:
+    """What rows are told apart by: they belong together when it is the same."""
+    return {"benchmark": what, "machine": machine(), "quick": quick}
+
+
+class Kept:
+    """Rows of a long benchmark in a JSON file, so that one that was cut short goes on; without a path, nothing is kept.
+
+    rows: those of an earlier run of the same heading.
+    """
+
+    def __init__(self, path: Path | None, what: str, quick: bool) -> None:
+        self.path, self.heading = path, heading(what, quick)
+        earlier = json.loads(path.read_text()) if path and path.exists() else {}
+        same = {key: earlier.get(key) for key in self.heading} == self.heading
+        self.rows: list[dict[str, Any]] = earlier["rows"] if same else []
+
+    def write(self, rows: list[dict[str, Any]]) -> None:
+        """Replaces the file."""
+        if self.path:
+            self.path.write_text(json.dumps({**self.heading, "rows": rows}, indent=1))
 
 
 def put_table(path: Path, what: str, text: str) -> None:

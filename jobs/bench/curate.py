@@ -31,18 +31,16 @@ def measure(quick: bool, kept: Path | None = None) -> list[Row]:
     quick: at a tenth of the size and less, to see that all of it runs. kept: JSON file that gets each part's rows as soon as
     they are there; parts that it already holds, measured on this machine, are not measured again.
     """
-    from jobs.bench import machine
+    from jobs.bench import Kept
 
-    head = {"benchmark": "curate", "machine": machine(), "quick": quick}
-    earlier = json.loads(kept.read_text()) if kept and kept.exists() else {}
-    rows = earlier["rows"] if earlier and {key: earlier.get(key) for key in head} == head else []
+    file = Kept(kept, "curate", quick)
+    rows = file.rows
     for part, work in PARTS.items():
         if any(row["part"] == part for row in rows):
             continue
         with tempfile.TemporaryDirectory(prefix="vfm-bench-") as folder:
             rows += [{"part": part, **row} for row in work(quick, Path(folder))]
-        if kept:
-            kept.write_text(json.dumps({**head, "rows": rows}, indent=1))
+        file.write(rows)
     return sorted(rows, key=lambda row: list(PARTS).index(row["part"]))
 
 

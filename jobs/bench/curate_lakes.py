@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from pipelines.lake import SCHEMAS, Lake, embedding_field, make_asset_id
+from pipelines.lake import SCHEMAS, Lake, embedding_field, make_asset_id, with_nulls
 from vfm_ops.curate.benchmark import clustered_vectors
 
 CHUNK = 50_000
@@ -31,9 +31,7 @@ def add_vectors(lake: Lake, x_ND: np.ndarray, start: int) -> None:
         "uri": [f"/bench/{start + i}.jpg" for i in range(len(ids))],
         "media_type": ["image"] * len(ids),
     }
-    schema = SCHEMAS["assets"]
-    table = pa.table([assets.get(f.name, pa.nulls(len(ids), f.type)) for f in schema], schema)
-    lake.commit("assets", lake.write_fragments("assets", table))
+    lake.commit("assets", lake.write_fragments("assets", with_nulls(SCHEMAS["assets"], assets)))
     schema = lake.schema("frames")
     column = next(f for f in schema if f.name.startswith("emb_"))
     flat = pa.array(np.ascontiguousarray(x_ND, np.float16).ravel())
@@ -46,5 +44,4 @@ def add_vectors(lake: Lake, x_ND: np.ndarray, start: int) -> None:
         "phash": pa.array(np.random.default_rng(start).integers(0, 2**63, len(ids)).astype(np.uint64)),
         column.name: pa.FixedSizeListArray.from_arrays(flat, x_ND.shape[1]),
     }
-    rows = pa.table([frames.get(f.name, pa.nulls(len(ids), f.type)) for f in schema], schema)
-    lake.commit("frames", lake.write_fragments("frames", rows))
+    lake.commit("frames", lake.write_fragments("frames", with_nulls(schema, frames)))

@@ -3,7 +3,6 @@ what the feed costs: steps fed from a lake over the same steps on batches that l
 
 from __future__ import annotations
 
-import json
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -23,13 +22,13 @@ def measure(quick: bool, kept: Path | None = None) -> list[dict[str, Any]]:
     as it is there; rows that it already holds, measured on this machine, are not measured again. UsageError without
     Debian's dataset-fashion-mnist.
     """
-    from jobs.bench import machine
+    from jobs.bench import Kept
     from vfm_ops.pretrain.benchmark import Benchmark
     from vfm_ops.pretrain.registry import OBJECTIVES
 
     data = Benchmark.load(bank=2000 if quick else 20_000)
-    head = {"benchmark": "pretrain", "machine": machine(), "quick": quick}
-    rows = {row["objective"]: row for row in _rows_kept(kept, head)}
+    file = Kept(kept, "pretrain", quick)
+    rows = {row["objective"]: row for row in file.rows}
     until = QUICK_STEPS if quick else None
     makers: dict[str, Callable[[], dict[str, Any]]] = {PIXELS: data.pixels}
     makers |= {name: partial(data.objective, name, until) for name in OBJECTIVES}
@@ -38,17 +37,8 @@ def measure(quick: bool, kept: Path | None = None) -> list[dict[str, Any]]:
         if name in rows:
             continue
         rows[name] = {"objective": name, **{key: _rounded(key, value) for key, value in make().items()}}
-        if kept:
-            kept.write_text(json.dumps({**head, "rows": [*rows.values()]}, indent=1))
+        file.write([*rows.values()])
     return [rows[name] for name in makers]
-
-
-def _rows_kept(kept: Path | None, head: dict[str, Any]) -> list[dict[str, Any]]:
-    """Rows of an earlier run that was cut short, if it was one like this."""
-    if kept is None or not kept.exists():
-        return []
-    earlier = json.loads(kept.read_text())
-    return earlier["rows"] if {key: earlier.get(key) for key in head} == head else []
 
 
 _PERCENT = ("knn", "knn_1000", "probe", "random_probe", "accuracy")
@@ -107,10 +97,8 @@ def _seconds(stepper: Any, batches: Iterator[dict[str, Any]]) -> float:
 
 def _lake_of_jpegs(folder: Path, count: int) -> Any:
     """Frames of real footage as rows of `frames`."""
-    import pyarrow as pa
-
     from jobs.bench.media import write_jpegs
-    from pipelines.lake import SCHEMAS, Lake
+    from pipelines.lake import SCHEMAS, Lake, with_nulls
 
     lake = Lake.create(folder / "lake")
     paths = write_jpegs(folder / "jpegs", count)
@@ -120,6 +108,5 @@ def _lake_of_jpegs(folder: Path, count: int) -> Any:
         "run_key": ["bench.1"] * count,
         "jpeg": [p.read_bytes() for p in paths],
     }
-    schema = SCHEMAS["frames"]
-    lake.append("frames", pa.table([pa.array(columns.get(f.name, [None] * count), f.type) for f in schema], schema))
+    lake.append("frames", with_nulls(SCHEMAS["frames"], columns))
     return lake

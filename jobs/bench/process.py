@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 
 from jobs.bench.media import read_frames, real_clips, repeat_clip, write_clip, write_clips, write_jpegs
-from pipelines.lake import SCHEMAS, Lake
+from pipelines.lake import SCHEMAS, Lake, with_nulls
 from pipelines.recipe import default_model
 
 EMBED_ONLY = tuple(w for key in ("quality.measure=false", "phash=false", "shots.detector=none") for w in ("--set", key))
@@ -83,8 +83,7 @@ def _first_of_many(images: Path, root: Path, assets: int) -> dict[str, Any]:
         "media_type": ["image"] * assets,
         "size": pa.array([50_000] * assets, pa.int64()),
     }
-    schema = SCHEMAS["assets"]
-    lake.append("assets", pa.table([table.get(f.name, pa.nulls(assets, f.type)) for f in schema], schema))
+    lake.append("assets", with_nulls(SCHEMAS["assets"], table))
     started = time.time()
     run = subprocess.Popen(
         [sys.executable, "-m", "jobs.process", "--lake", lake.root, *EMBED_ONLY],

@@ -29,7 +29,7 @@ from jobs.bench.media import read_frames, real_clips, write_jpegs
 from jobs.bench.serve_hostile import hostile_requests
 from jobs.bench.serve_load import Load, ask, embed_requests, post, request, run_load
 from jobs.serve.client import Client
-from pipelines.lake import Lake, embedding_field
+from pipelines.lake import Lake, embedding_field, with_nulls
 from pipelines.lake.maintenance import maintain
 from pipelines.recipe import default_model
 from vfm_ops.errors import VfmError
@@ -424,8 +424,7 @@ def synthetic_lake(root: Path, rows: int) -> tuple[Lake, np.ndarray]:
             "jpeg": pa.array([jpeg] * count, pa.large_binary()),
             field.name: pa.FixedSizeListArray.from_arrays(flat, DIM),
         }
-        table = pa.table([columns.get(f.name, pa.nulls(count, f.type)) for f in schema], schema)
-        lake.commit("frames", lake.write_fragments("frames", table))
+        lake.commit("frames", lake.write_fragments("frames", with_nulls(schema, columns)))
     maintain(lake)
     return lake, vectors
 

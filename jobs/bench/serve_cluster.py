@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 from typing import Annotated
 
 import typer
@@ -23,13 +24,13 @@ def command(
     from ray.serve.schema import LoggingConfig
 
     from jobs.serve import stop
-    from jobs.serve.app import build
+    from jobs.serve.app import APPLICATION, build
     from pipelines.cluster import connect
 
     def deploy(version: int) -> None:
         # A limit that no request reaches: changed, it makes every deployment another version.
         settings = {"lake": lake, "embed": {"extra": [embed]}, "limits": {"results": 5000 + version}}
-        serve.run(build(settings), name="vfm", route_prefix="/", logging_config=quiet)
+        serve.run(build(settings), name=APPLICATION, route_prefix="/", logging_config=quiet)
 
     connect()
     quiet = LoggingConfig(log_level="WARNING", enable_access_log=False)
@@ -38,13 +39,12 @@ def command(
     deploy(version)
     print(f"serving {lake}", flush=True)
     try:
-        for line in sys.stdin:
-            if line.strip() == "redeploy":
-                version += 1
-                deploy(version)
-                print("done", flush=True)
-    except KeyboardInterrupt:
-        pass
+        with suppress(KeyboardInterrupt):  # an interrupt is how it is told to end
+            for line in sys.stdin:
+                if line.strip() == "redeploy":
+                    version += 1
+                    deploy(version)
+                    print("done", flush=True)
     finally:
         stop()
     return 0

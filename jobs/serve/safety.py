@@ -17,6 +17,7 @@ from typing import Any
 from jobs.serve.metrics import Metrics
 from jobs.serve.problems import Problem, problem_of
 from jobs.serve.settings import RequestLimits
+from pipelines.lake.schema import is_model_column
 from vfm_ops.errors import UsageError
 
 Scope = MutableMapping[str, Any]
@@ -212,7 +213,7 @@ def restricted_filter(where: str | None) -> str | None:
             raise UsageError(
                 f"the filter calls {token}(), which is not allowed; there are {', '.join(sorted(FUNCTIONS))}"
             )
-        if word == "jpeg" or word.startswith(("emb_", "patches_")):
+        if word == "jpeg" or is_model_column(word):
             raise UsageError(f"the filter names {token}, which holds media or vectors: filter by another column")
     bare = re.sub(r"'(?:[^']|'')*'", "", where)
     if "--" in bare or "/*" in bare:

@@ -9,11 +9,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.curation.allocator import give_back_memory
 from pipelines.filters import split_filter
 from pipelines.lake import SCHEMAS, Lake
 from pipelines.lake.query import check_filter
 from pipelines.search import Column, embedding_columns
+from vfm_ops.allocator import give_back_memory
 from vfm_ops.errors import UsageError
 
 QUALITY = ("sharpness", "luminance", "contrast", "entropy")

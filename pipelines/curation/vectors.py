@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipelines.curation.allocator import give_back_memory, share_one_heap
 from pipelines.lake import Lake
+from vfm_ops.allocator import give_back_memory, share_one_heap
 from vfm_ops.curate.blocks import Block, BlockStep, one_torch_thread, take_rows
 from vfm_ops.curate.kmeans import available_cores
 

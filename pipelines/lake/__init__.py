@@ -16,11 +16,13 @@ from pipelines.lake.schema import (
     SCHEMAS,
     embedding_column,
     embedding_field,
+    is_model_column,
     make_asset_id,
     make_frame_id,
     make_run_key,
     patches_column,
     patches_field,
+    with_nulls,
 )
 
 __all__ = [
@@ -33,6 +35,7 @@ __all__ = [
     "embedding_field",
     "filesystem",
     "forget_replaced",
+    "is_model_column",
     "make_asset_id",
     "make_frame_id",
     "make_run_key",
@@ -44,4 +47,5 @@ __all__ = [
     "settled_assets",
     "sweep",
     "verify_lake",
+    "with_nulls",
 ]

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Mapping
+from typing import Any
 
 import pyarrow as pa
 
@@ -199,6 +201,11 @@ def patches_column(spec: str) -> str:
     return _model_column("patches", spec)
 
 
+def is_model_column(name: str) -> bool:
+    """Whether a column of `frames` holds what a model made, its vectors or its patch tokens."""
+    return name.startswith(("emb_", "patches_"))
+
+
 def _model_column(kind: str, spec: str) -> str:
     family, _, name = spec.partition(":")
     if "/" in name and name.startswith(("/", ".", "~")):
@@ -214,3 +221,9 @@ def embedding_field(spec: str, dim: int, metadata: dict[str, str], dtype: pa.Dat
 def patches_field(spec: str, dim: int, dtype: pa.DataType | None = None) -> pa.Field:
     """Arrow field of a model's patch tokens: List<FixedSizeList<float16>[dim]>, one entry a patch, in row order."""
     return pa.field(patches_column(spec), pa.list_(pa.list_(dtype or pa.float16(), dim)))
+
+
+def with_nulls(schema: pa.Schema, columns: Mapping[str, Any]) -> pa.Table:
+    """A table of that schema from at least one column, arrays or lists of equal length; the columns not given are null."""
+    count = len(next(iter(columns.values())))
+    return pa.table([columns[f.name] if f.name in columns else pa.nulls(count, f.type) for f in schema], schema)

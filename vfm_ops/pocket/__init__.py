@@ -15,6 +15,11 @@ POCKET = {"clip": "pocket-clip", "owlvit": "pocket-owl", "sam2": "pocket-sam2", 
 WEIGHTS = Path(__file__).parent / "weights"
 
 
+def is_shipped(name: str) -> bool:
+    """Whether this installation has the files of a pocket model, named as in `pocket_path`."""
+    return (WEIGHTS / POCKET.get(name, name) / "config.json").is_file()
+
+
 def pocket_path(name: str) -> Path:
     """Directory of a shipped model.
 
@@ -24,9 +29,8 @@ def pocket_path(name: str) -> Path:
     directory = POCKET.get(name, name)
     if directory not in POCKET.values():
         raise UsageError(f"there is no pocket model {name!r}; there are {', '.join(POCKET.values())}")
-    path = WEIGHTS / directory
-    if not (path / "config.json").is_file():
+    if not is_shipped(directory):
         raise WeightsUnavailable(
             f"{WEIGHTS} holds no {directory}: train it with python -m jobs.pocket {directory}, or name another model"
         )
-    return path
+    return WEIGHTS / directory

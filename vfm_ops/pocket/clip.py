@@ -21,7 +21,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vfm_ops.pocket.text import CONTEXT, make_tokenizer
-from vfm_ops.pocket.train import MEAN, STD, Average, Log, descend, optimisers, replayed, stream, to_pixels, warm_lr
+from vfm_ops.pocket.train import (
+    MEAN,
+    STD,
+    Average,
+    Log,
+    descend,
+    optimisers,
+    quick_attention,
+    replayed,
+    stream,
+    to_pixels,
+    warm_lr,
+)
 from vfm_ops.pretrain.losses.info_nce import info_nce
 from vfm_ops.world.captions import caption, free_phrase
 from vfm_ops.world.scene import Scene, World, image
@@ -216,8 +228,7 @@ def train(
     model = make_model(tokenizer)
     hints = Hints(model.config.vision_config.hidden_size)
     learning = torch.nn.ModuleList([model, hints])
-    # Half the time of the fused kernels, whose bfloat16 backward is slow on CPUs at a few dozen tokens.
-    model.set_attn_implementation("eager")
+    quick_attention(model)
     updates, average, log = optimisers(learning, lr), Average(model), Log(50, say)
     rng = np.random.default_rng((seed, 29))
     items = stream(_Maker(seed, batch), -(-steps // REPLAYS), workers)

@@ -20,7 +20,19 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torchvision.ops import generalized_box_iou_loss, sigmoid_focal_loss
 
-from vfm_ops.pocket.train import MEAN, STD, Average, Log, descend, optimisers, save_half, stream, to_pixels, warm_lr
+from vfm_ops.pocket.train import (
+    MEAN,
+    STD,
+    Average,
+    Log,
+    descend,
+    optimisers,
+    quick_attention,
+    save_half,
+    stream,
+    to_pixels,
+    warm_lr,
+)
 from vfm_ops.world.captions import with_synonyms
 from vfm_ops.world.scene import Scene, World, image
 from vfm_ops.world.vocabulary import COLOURS, SHAPES, TEXTURES, Kind, with_article
@@ -237,8 +249,7 @@ def train(
     """
     torch.manual_seed(seed)
     model = make_model(clip)
-    # Half the time of the fused kernels, whose bfloat16 backward is slow on CPUs at a few dozen tokens.
-    model.set_attn_implementation("eager")
+    quick_attention(model)
     updates, average, log = optimisers(model, lr), Average(model), Log(50, say)
     for step, item in enumerate(stream(_Maker(seed, batch), steps, workers)):
         with torch.autocast("cpu", dtype=torch.bfloat16):

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vfm_ops.pocket import sam2
-from vfm_ops.pocket.train import Average, Log, descend, optimisers, stream, warm_lr
+from vfm_ops.pocket.train import Average, Log, descend, optimisers, quick_attention, stream, warm_lr
 from vfm_ops.world.clips import clip
 from vfm_ops.world.scene import Scene, World, image
 
@@ -292,8 +292,7 @@ def train(
     """Both stages, from random weights. Returns the model."""
     torch.manual_seed(seed)
     model = sam2.make_model()
-    # Half the time of the fused kernels, whose bfloat16 backward is slow on CPUs at a few dozen tokens.
-    model.set_attn_implementation("eager")
+    quick_attention(model)
     train_stills(model, still_steps, seed=seed, say=say, checkpoint=checkpoint)
     train_clips(model, clip_steps, seed=seed + 1, say=say, checkpoint=checkpoint)
     return model.eval()

@@ -85,6 +85,12 @@ def warm_lr(step: int, peak: float, warmup: int = 100) -> float:
     return peak * min(1.0, (step + 1) / warmup)
 
 
+def quick_attention(model: Any) -> None:
+    """Attention for training takes half the time of the fused kernels, whose bfloat16 backward is slow on CPUs at a few dozen
+    tokens."""
+    model.set_attn_implementation("eager")
+
+
 class Average:
     """The exponential moving average of a model's parameters; its horizon grows to 1 / (1 - decay) steps."""
 
@@ -104,8 +110,10 @@ class Average:
         """The model has the averaged parameters inside the block."""
         kept = [p.detach().clone() for p in self.module.parameters()]
         self.adopt()
-        yield
-        torch._foreach_copy_([p.data for p in self.module.parameters()], kept)
+        try:
+            yield
+        finally:
+            torch._foreach_copy_([p.data for p in self.module.parameters()], kept)
 
     def adopt(self) -> None:
         """The model takes the averaged parameters for good."""

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vfm_ops.allocator import keep_freed_memory
 from vfm_ops.track.memory_attention import BatchedMemoryAttention, PackedMemory
 from vfm_ops.track.prompts import Clicks
 
@@ -91,7 +92,7 @@ class Sam2Network:
         self.attention = BatchedMemoryAttention(model.memory_attention)
         self._prepare_constants()
         if self.device.type == "cpu":
-            _keep_freed_memory()
+            keep_freed_memory()
 
     @torch.inference_mode()
     def _prepare_constants(self) -> None:
@@ -222,17 +223,6 @@ class Sam2Network:
         size = (self.image_size, self.image_size)
         full = F.interpolate(logits[:, None], size=size, mode="bilinear", align_corners=False)
         return DecodedMasks(logits, full, pointer, score[:, 0, 0].float(), iou[row, 0, best].float())
-
-
-def _keep_freed_memory() -> None:
-    """Lets the allocator reuse blocks of a few MB from frame to frame.
-
-    glibc returns blocks above a threshold to the system when they are freed, and a frame's worth of page faults then costs
-    a third of the time of eight objects. The threshold follows the largest block of up to 32 MB that was ever freed, so
-    that one is freed here (it is never touched); at most twice as much then stays with the process.
-    """
-    block = torch.empty(31 << 20, dtype=torch.uint8)
-    del block
 
 
 def _downsample(module: nn.Module, masks_N1SS: Tensor) -> Tensor:

@@ -94,3 +94,8 @@ def size_word(radius: float) -> str:
 def with_article(phrase: str) -> str:
     """`a red ring`, `an orange star`."""
     return ("an " if phrase[0] in "aeiou" else "a ") + phrase
+
+
+def colour_prompts() -> str:
+    """What a detector is asked for to find everything there is, as a recipe has it: 'red thing . green thing . ...'."""
+    return " . ".join(f"{colour} thing" for colour in COLOURS)

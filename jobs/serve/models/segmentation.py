@@ -11,7 +11,7 @@ import numpy as np
 from jobs.serve.sessions import Sessions
 from jobs.serve.settings import ModelChoice, RequestLimits
 from jobs.serve.uploads import Decoder
-from pipelines.curation.allocator import give_back_memory
+from vfm_ops.allocator import give_back_memory
 
 if TYPE_CHECKING:
     from vfm_ops.segment.segmenter import EncodedImage

@@ -13,7 +13,7 @@ from jobs.serve.embedding_map import MapCache
 from jobs.serve.problems import Problem
 from jobs.serve.routes.schemas import SelectionRequest
 from jobs.serve.selections import list_selections, make_selection
-from pipelines.lake.schema import SCHEMAS
+from pipelines.lake.schema import SCHEMAS, is_model_column
 
 COUNTED = ("assets", "shots", "frames", "detections", "tracks", "quarantine", "selections")
 
@@ -64,9 +64,7 @@ def routes(context: Context) -> APIRouter:
 
 def _overview(context: Context) -> dict[str, Any]:
     hidden = ("jpeg", "run_key")
-    frames = [
-        n for n in context.lake.schema("frames").names if n not in hidden and not n.startswith(("emb_", "patches_"))
-    ]
+    frames = [n for n in context.lake.schema("frames").names if n not in hidden and not is_model_column(n)]
     assets = [n for n in SCHEMAS["assets"].names if n not in ("uri", "container", "offset", "length")]
     frames_table = context.lake.dataset("frames")
     return {
