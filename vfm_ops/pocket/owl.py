@@ -29,9 +29,9 @@ from vfm_ops.pocket.train import (
     optimisers,
     quick_attention,
     save_half,
+    scheduled_lr,
     stream,
     to_pixels,
-    warm_lr,
 )
 from vfm_ops.world.captions import with_synonyms
 from vfm_ops.world.scene import Scene, World, image
@@ -255,7 +255,7 @@ def train(
         with torch.autocast("cpu", dtype=torch.bfloat16):
             logits, boxes = predict(model, tokenizer, item["rgb"], item["texts"])
         losses = detection_losses(logits, boxes, item)
-        descend(model, updates, losses["focal"] + 5 * losses["l1"] + 2 * losses["giou"], warm_lr(step, lr))
+        descend(model, updates, losses["focal"] + 5 * losses["l1"] + 2 * losses["giou"], scheduled_lr(step, steps, lr))
         average.update()
         log.add(step, **{k: v.item() for k, v in losses.items()})
         if checkpoint is not None and step % 150 == 149:

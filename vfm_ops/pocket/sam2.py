@@ -7,6 +7,7 @@ Legend: B images, N objects of an image, T frames, L tokens of the memory grid (
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,11 +65,15 @@ def mend_initialisation(model: Any) -> None:
     The library draws every weight with deviation 0.02, whatever its fan-in: features fade to 0.005 at the fine levels (and an
     object score below zero then replaces all masks by -1024). Here weights have variance 1 / fan-in, the memory fuser's layer
     scales start at 0.1 instead of 0, and temporal and no-object embeddings differ from the start. Output tokens and point
-    labels start as large as the positions that they are added to, and clicks are placed in the image's own random Fourier
-    basis: the library draws a second one for them, which released weights overwrite.
+    labels start as large as the positions that they are added to. Prompts and image share one Fourier basis, as in released
+    weights (the library draws two), of 0.1 to 0.6 cycles a half image: in the library's, of 1, a corner is like no place
+    farther than a token away, and for a thousand steps nothing tells the inside of a box from its outside.
     """
-    positions = model.shared_image_embedding.positional_embedding
-    model.prompt_encoder.shared_embedding.positional_embedding.copy_(positions)
+    directions = torch.rand(HIDDEN // 2) * 2 * torch.pi
+    cycles = torch.logspace(math.log10(0.1), math.log10(0.6), HIDDEN // 2)
+    positions = torch.stack([directions.cos(), directions.sin()]) * cycles
+    for embedding in (model.shared_image_embedding, model.prompt_encoder.shared_embedding):
+        embedding.positional_embedding.copy_(positions)
     for module in model.modules():
         if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
             taps = module.kernel_size[0] * module.kernel_size[1] if not isinstance(module, nn.Linear) else 1

@@ -1,6 +1,8 @@
 """Training pocket-sam2: promptably on images, then with memory on clips (SAM 2, Ravi et al. 2024, section 5 and appendix).
 
-Losses as there: focal 20, dice 1, quality (L1) 1, object presence 1; with several masks only the best one is trained.
+Losses as there: focal 20, dice 1, quality (L1) 1, object presence 1; with several masks only the best one is trained. The
+first steps have, in place of the focal loss, cross-entropy with equal weight for inside and outside: under the former, masks of
+small things stay empty until prompts are understood, and an empty mask says nothing about a prompt.
 Legend: B images or clips, N objects, M masks, T frames, S mask side (32), K supervised side (64), P points.
 """
 
@@ -17,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vfm_ops.pocket import sam2
-from vfm_ops.pocket.train import Average, Log, descend, optimisers, quick_attention, stream, warm_lr
+from vfm_ops.pocket.train import Average, Log, descend, optimisers, quick_attention, scheduled_lr, stream
 from vfm_ops.world.clips import clip
 from vfm_ops.world.scene import Scene, World, image
 
@@ -25,6 +27,7 @@ SIDE = 64  # masks are supervised at this size, softly, so that edges are learnt
 STILLS = World(height=sam2.SIZE, width=sam2.SIZE, objects=(2, 5), radius=(0.07, 0.36), overlap=0.35, cutouts=0.25)
 CLIPS = World(height=sam2.SIZE, width=sam2.SIZE, objects=(2, 5), radius=(0.09, 0.26), overlap=0.4, cutouts=0.25)
 MIN_AREA = 24
+EVEN_STEPS = 700  # with class-balanced cross-entropy; prompts are understood, all at once, after 250 to 350 of them
 
 
 def soft_mask(mask: np.ndarray) -> np.ndarray:
@@ -127,6 +130,8 @@ def mask_losses(decoded: sam2.Decoded, masks_BNKK: Tensor, present_BN: Tensor) -
     bce = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
     focal_NM = (bce * (p - target).abs().square()).mean((2, 3))
     dice_NM = 1 - (2 * (p * target).sum((2, 3)) + 1) / (p.sum((2, 3)) + target.sum((2, 3)) + 1)
+    inside_NM = target.mean((2, 3), keepdim=True).clamp(0.01, 0.99)
+    even_NM = (bce * (target / inside_NM + (1 - target) / (1 - inside_NM)) / 2).mean((2, 3))
     total_NM = 20 * focal_NM + dice_NM
     best_N = total_NM.argmin(1, keepdim=True)
     there_N = present_BN.flatten().float()
@@ -137,6 +142,7 @@ def mask_losses(decoded: sam2.Decoded, masks_BNKK: Tensor, present_BN: Tensor) -
     quality_N = (decoded.iou_BNM.flatten(0, 1) - iou_NM).abs().mean(1)
     return {
         "focal": (focal_NM.gather(1, best_N)[:, 0] * there_N).sum() / count,
+        "even": (even_NM.gather(1, best_N)[:, 0] * there_N).sum() / count,
         "dice": (dice_NM.gather(1, best_N)[:, 0] * there_N).sum() / count,
         "quality": (quality_N * there_N).sum() / count,
         "present": F.binary_cross_entropy_with_logits(decoded.present_BN, present_BN.float()),
@@ -144,9 +150,10 @@ def mask_losses(decoded: sam2.Decoded, masks_BNKK: Tensor, present_BN: Tensor) -
     }
 
 
-def total(losses: dict[str, Tensor]) -> Tensor:
-    """20 focal + dice + quality + presence."""
-    return 20 * losses["focal"] + losses["dice"] + losses["quality"] + losses["present"]
+def total(losses: dict[str, Tensor], even: bool = False) -> Tensor:
+    """20 focal (even: 2 balanced cross-entropy) + dice + quality + presence."""
+    pixels = 2 * losses["even"] if even else 20 * losses["focal"]
+    return pixels + losses["dice"] + losses["quality"] + losses["present"]
 
 
 def still_losses(model: Any, batch: dict[str, np.ndarray]) -> dict[str, Tensor]:
@@ -240,11 +247,14 @@ def train_stills(
     say: Callable[[str], None] = print,
     checkpoint: Path | None = None,
 ) -> None:
-    """Stage 1: prompts on stills. checkpoint: directory rewritten every 100 steps."""
+    """Stage 1: prompts on stills, at a rate that does not fall: stage 2 goes on.
+
+    checkpoint: directory rewritten every 100 steps.
+    """
     updates, average, log = optimisers(model, lr, 0.02, 0.99), Average(model), Log(50, say)
     for step, item in enumerate(stream(Stills(seed, batch, prompts), steps, workers)):
         losses = still_losses(model, item)
-        descend(model, updates, total(losses), warm_lr(step, lr))
+        descend(model, updates, total(losses, even=step < EVEN_STEPS), scheduled_lr(step, steps, lr, decay=0))
         average.update()
         log.add(step, **{k: v.item() for k, v in losses.items()})
         if checkpoint is not None and step % 100 == 99:
@@ -273,7 +283,7 @@ def train_clips(
         loss = total(losses)
         if step % 4 == 3:
             loss = loss + total(still_losses(model, next(stills)))
-        descend(model, updates, loss, warm_lr(step, lr))
+        descend(model, updates, loss, scheduled_lr(step, steps, lr, decay=1.0))
         average.update()
         log.add(step, **{k: v.item() for k, v in losses.items()})
         if checkpoint is not None and step % 50 == 49:
@@ -283,8 +293,8 @@ def train_clips(
 
 
 def train(
-    still_steps: int = 400,
-    clip_steps: int = 150,
+    still_steps: int = 3000,
+    clip_steps: int = 2500,
     seed: int = 2,
     say: Callable[[str], None] = print,
     checkpoint: Path | None = None,

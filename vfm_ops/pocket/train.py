@@ -80,9 +80,9 @@ def optimisers(
     return muon, torch.optim.AdamW(groups, lr=lr, betas=(0.9, b2))
 
 
-def warm_lr(step: int, peak: float, warmup: int = 100) -> float:
-    """Linear warm-up, then constant: with `Average` in place of a decay, a run may stop at any step and be a whole one."""
-    return peak * min(1.0, (step + 1) / warmup)
+def scheduled_lr(step: int, steps: int, peak: float, warmup: int = 100, decay: float = 0.3) -> float:
+    """Linear warm-up, constant, and linear decay towards zero over the last share `decay` of the steps (Hägele et al. 2024)."""
+    return peak * min(1.0, (step + 1) / warmup, (1 - step / steps) / max(decay, 1e-9))
 
 
 def quick_attention(model: Any) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from vfm_ops.pocket import clip
-from vfm_ops.pocket.train import Average, descend, optimisers, replayed, warm_lr
+from vfm_ops.pocket.train import Average, descend, optimisers, replayed, scheduled_lr
 
 
 def test_average_follows_its_definition_and_gives_the_model_back():
@@ -50,8 +50,10 @@ def test_replay_uses_each_item_about_so_often_and_says_the_same_again():
 def test_a_longer_run_begins_as_a_shorter_one():
     short = list(replayed(itertools.count(), 30, 3, seed=1))
     assert list(replayed(itertools.count(), 60, 3, seed=1))[:30] == short
-    assert warm_lr(0, 2.0, 4) == pytest.approx(0.5)
-    assert warm_lr(3, 2.0, 4) == warm_lr(10_000, 2.0, 4) == 2.0
+    assert scheduled_lr(0, 100, 2.0, 4) == pytest.approx(0.5)
+    assert scheduled_lr(3, 100, 2.0, 4) == scheduled_lr(70, 100, 2.0, 4) == 2.0
+    assert scheduled_lr(85, 100, 2.0, 4) == pytest.approx(1.0)
+    assert scheduled_lr(99, 100, 2.0, 4) == pytest.approx(2 / 30)
 
 
 def test_kept_patches_are_the_touched_ones_with_their_own_truth():

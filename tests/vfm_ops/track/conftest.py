@@ -8,6 +8,8 @@ import cv2
 import numpy as np
 import pytest
 
+from tests.conftest import package_dir
+
 IMAGE_SIZE = 128
 OBJECT_SCORE_BIAS = 2.0
 CROSS_GAIN = 0.5
@@ -129,7 +131,8 @@ def read_frames(path: Path, count: int, height: int = 96, width: int = 128) -> l
 
 @pytest.fixture(scope="session")
 def frames(vtest) -> list[np.ndarray]:
-    """200 real frames of 96 x 128."""
+    """200 real frames of 96 x 128, for a quokka to walk over."""
+    package_dir("imgaug")
     return read_frames(vtest, 200)
 
 

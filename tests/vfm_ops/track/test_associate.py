@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.vfm_ops.track.quokka import scene
+from jobs.bench.quokka import scene
 from vfm_ops.errors import UsageError
 from vfm_ops.track.appearance import colour_histogram
 from vfm_ops.track.associate import AssociationSettings, Observation, TrackAssociator

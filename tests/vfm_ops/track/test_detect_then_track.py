@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.vfm_ops.track.quokka import scene
+from jobs.bench.quokka import scene
 from vfm_ops.errors import UsageError
 from vfm_ops.track import detect_then_track
 from vfm_ops.track.associate import AssociationSettings

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from dataclasses import dataclass
+from pathlib import Path
 
 import cv2
 import numpy as np
 
-from tests.conftest import package_dir
-
-SIZE = (96, 128)
+from jobs.bench.media import VTEST, read_frames
+from vfm_ops.errors import UsageError
+from vfm_ops.media.encode import write_video
+from vfm_ops.world.corpus import rle, xywh
+from vfm_ops.world.scene import visible_boxes
 
 
 @dataclass(frozen=True)
@@ -23,7 +27,10 @@ class Scene:
 
 def cut_out(height: int) -> tuple[np.ndarray, np.ndarray]:
     """The quokka `height` pixels tall: RGB and its mask."""
-    folder = package_dir("imgaug")
+    spec = importlib.util.find_spec("imgaug")
+    if spec is None or not spec.submodule_search_locations:
+        raise UsageError("the quokka is missing: pip install --no-deps -r media-requirements.txt")
+    folder = Path(spec.submodule_search_locations[0])
     image = cv2.cvtColor(cv2.imread(str(folder / "quokka.jpg")), cv2.COLOR_BGR2RGB)
     corners = json.loads((folder / "quokka_annotations.json").read_text())["polygons"][0]["keypoints"]
     polygon = np.array([[p["x"], p["y"]] for p in corners])
@@ -58,3 +65,36 @@ def scene(
         [frames[t] if t in hidden else image for t, (image, _) in enumerate(pasted)],
         [np.zeros_like(m) if t in hidden else m for t, (_, m) in enumerate(pasted)],
     )
+
+
+def write_quokka_videos(out: Path, count: int, frames: int = 60, size: tuple[int, int] = (256, 192)) -> Path:
+    """Videos (width, height) in which a quokka walks behind something for ten frames and leaves, and their truth.
+
+    OUT/videos/*.mp4 at 10 frames/s. Returns the path of OUT/annotations/videos.json (YouTube-VIS). UsageError without media.
+    """
+    if not VTEST.exists():
+        raise UsageError(f"{VTEST} is missing: apt-get install opencv-doc")
+    footage = [cv2.resize(f, size, interpolation=cv2.INTER_AREA) for f in read_frames(VTEST, count * frames)]
+    (out / "videos").mkdir(parents=True)
+    videos, annotations = [], []
+    for i in range(count):
+        lefts = [8 + (4 + i % 2) * t for t in range(frames)]
+        ground = footage[i * frames : (i + 1) * frames]
+        made = scene(ground, lefts, range(20, 30), top=40 + 20 * (i % 4), height=56 + 8 * (i % 3))
+        write_video(out / "videos" / f"quokka{i}.mp4", made.frames, 10, crf=20)
+        boxes = [visible_boxes(mask.astype(np.uint8), 1)[0] for mask in made.masks]
+        seen = [bool(mask.any()) for mask in made.masks]
+        videos.append(
+            {"id": i + 1, "file_names": [f"quokka{i}.mp4"], "length": frames, "width": size[0], "height": size[1]}
+        )
+        annotations.append(
+            {"id": i + 1, "video_id": i + 1, "category_id": 1, "iscrowd": 0,
+             "bboxes": [xywh(b) if s else None for b, s in zip(boxes, seen)],
+             "segmentations": [rle(m) if s else None for m, s in zip(made.masks, seen)],
+             "areas": [float(m.sum()) if s else None for m, s in zip(made.masks, seen)]}
+        )  # fmt: skip
+    path = out / "annotations" / "videos.json"
+    path.parent.mkdir()
+    truth = {"videos": videos, "annotations": annotations, "categories": [{"id": 1, "name": "quokka"}]}
+    path.write_text(json.dumps(truth))
+    return path
