@@ -214,7 +214,7 @@ class Sam2Recipe:
     def train(self, seed: int, scale: float, directory: Path) -> Any:
         from vfm_ops.pocket import sam2_train
 
-        return sam2_train.train(_scaled(3000, scale), _scaled(2500, scale), seed, checkpoint=directory)
+        return sam2_train.train(_scaled(2500, scale), _scaled(2500, scale), seed, checkpoint=directory)
 
     def save(self, trained: Any, directory: Path) -> None:
         from vfm_ops.pocket import sam2

@@ -11,9 +11,9 @@ import numpy as np
 
 from vfm_ops.curate.balance import sample_balanced
 from vfm_ops.curate.blocks import local_map
+from vfm_ops.curate.classes import balanced_rows, classify, fit_discriminant
 from vfm_ops.curate.hierarchy import HierarchyOptions, build_hierarchy
 from vfm_ops.curate.kmeans import KMeansOptions
-from vfm_ops.curate.sampling import retrieve_nearest
 
 FOLDER = Path("/usr/share/datasets/fashion-mnist")
 TARGET, CLASSES, SEEDS_A_CLASS = 2000, 10, 50
@@ -22,8 +22,8 @@ TARGET, CLASSES, SEEDS_A_CLASS = 2000, 10, 50
 def long_tail_probe(quick: bool) -> list[dict[str, Any]]:
     """Rows: entropy of the selection's classes over uniform's; the probe's gain over random items, in standard errors.
 
-    Each for a balanced sample, which no label enters, and for one retrieved by a curated seed set: SEEDS_A_CLASS items a class,
-    out of the pool itself (as many as there are, in a class that has fewer).
+    Each for a balanced sample, which no label enters, and for one retrieved by the classes of a seed set: SEEDS_A_CLASS items
+    of each, out of the pool itself.
     """
     if not FOLDER.is_dir():
         return [
@@ -41,7 +41,9 @@ def long_tail_probe(quick: bool) -> list[dict[str, Any]]:
 
     ways = {
         "balanced": lambda seed: _balanced(x_ND, target, seed),
-        "by curated seeds": lambda seed: _retrieved(x_ND, y_N, target, seed, SEEDS_A_CLASS // (10 if quick else 1)),
+        "by classes of curated seeds": lambda seed: _retrieved(
+            x_ND, y_N, target, seed, SEEDS_A_CLASS // (10 if quick else 1)
+        ),
     }
     seeds = range(2 if quick else 5)
     plain = [score(np.random.default_rng(s).choice(len(x_ND), target, replace=False)) for s in seeds]
@@ -79,17 +81,12 @@ def _balanced(x_ND: np.ndarray, target: int, seed: int) -> np.ndarray:
 
 
 def _retrieved(x_ND: np.ndarray, y_N: np.ndarray, target: int, seed: int, per_class: int) -> np.ndarray:
-    """The nearest rows of a class-balanced seed set, one more for each seed in turn until there are enough."""
-    rng = np.random.default_rng(seed)
-    shuffled = rng.permutation(len(x_ND))
+    """Rows retrieved by the classes of a class-balanced seed set, which is part of them."""
+    shuffled = np.random.default_rng(seed).permutation(len(x_ND))
     rows = np.concatenate([shuffled[y_N[shuffled] == c][:per_class] for c in range(CLASSES)])
-    data, seeds_SD, k = local_map(x_ND), x_ND[rows], 1
-    while True:
-        k += 1
-        more = np.setdiff1d(retrieve_nearest(data, seeds_SD, k).rows, rows)
-        if len(rows) + len(more) >= target:
-            return np.concatenate([rows, rng.choice(more, target - len(rows), replace=False)])
-        rows = np.concatenate([rows, more])
+    found = classify(local_map(x_ND), fit_discriminant(x_ND[rows], y_N[rows]))
+    found.class_N[rows], found.margin_N[rows] = y_N[rows], np.inf
+    return balanced_rows(found, target)
 
 
 def class_entropy(label_N: np.ndarray) -> float:

@@ -9,12 +9,14 @@ import io
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
 
 from pipelines.curation.neighbours import old_neighbours
-from pipelines.curation.outside import load_item_set
+from pipelines.curation.outside import OutsideSet, load_item_set
 from pipelines.curation.pool import Pool
 from vfm_ops.curate.balance import sample_balanced
 from vfm_ops.curate.blocks import row_uniform
+from vfm_ops.curate.classes import balanced_rows, classify, fit_discriminant
 from vfm_ops.curate.explain import cluster_path
 from vfm_ops.curate.hierarchy import Hierarchy, HierarchyOptions, Level, build_hierarchy
 from vfm_ops.curate.kmeans import KMeansOptions, assign
@@ -119,8 +121,10 @@ def retrieve(pool: Pool, state: ClusterState | None, standing_run: bool) -> tupl
     rows = np.flatnonzero(pool.alive)
     if settings is None or not len(rows):
         return None, None
-    seeds = load_item_set(pool.lake, pool.column, settings.seeds)
+    seeds = load_item_set(pool.lake, pool.column, settings.seeds, labelled=settings.mode == "classes")
     pool.sets[seeds.name] = len(seeds.ids)
+    if settings.mode == "classes":
+        return _retrieve_classes(pool, state, rows, seeds, settings.total, standing_run), None
     floor = None
     if settings.mode == "clusters":
         if state is None:
@@ -148,6 +152,30 @@ def retrieve(pool: Pool, state: ClusterState | None, standing_run: bool) -> tupl
     named = [seeds.ids[s] if s >= 0 else "" for s in found.seed.tolist()]
     pool.seed_of = dict(zip(rows[found.rows].tolist(), zip(named, found.cosine.tolist())))
     return floor, found
+
+
+def _retrieve_classes(
+    pool: Pool, state: ClusterState | None, rows: np.ndarray, seeds: OutsideSet, total: int, standing_run: bool
+) -> np.ndarray | None:
+    """Keeps `total` items, as many of each class of the seeds as there are; later, what is as clearly of its class.
+
+    Returns the margin to be reached in each class. An item that is a seed itself has its own class.
+    """
+    names, class_S = seeds.classes()
+    found = classify(pool.vectors(rows).map_blocks, fit_discriminant(seeds.vectors, class_S))
+    known = dict(zip(seeds.ids, class_S.tolist(), strict=True))
+    for place, frame_id in enumerate(pool.items.frame_id.take(pa.array(rows)).to_pylist()):
+        if frame_id in known:
+            found.class_N[place], found.margin_N[place] = known[frame_id], np.inf
+    floor_C = state.seed_floor_S if standing_run and state is not None else None
+    kept = np.zeros(len(rows), bool)
+    kept[balanced_rows(found, total) if floor_C is None else found.margin_N >= floor_C[found.class_N]] = True
+    label = np.array(names, object)[found.class_N]
+    pool.fates.settle("class_full", rows[~kept], label=label[~kept])
+    pool.seed_of = {item: (name, np.inf) for item, name in zip(rows[kept].tolist(), label[kept].tolist())}
+    if standing_run:
+        return None
+    return np.array([found.margin_N[kept & (found.class_N == c)].min(initial=np.inf) for c in range(len(names))])
 
 
 def prune(pool: Pool, state: ClusterState) -> None:

@@ -30,34 +30,56 @@ _BATCH, _CHUNK = 32, 8192
 
 @dataclass(frozen=True)
 class OutsideSet:
-    """Items of another place. ids: frame ids or file names. vectors float32 (M, D); hashes uint64 (M,)."""
+    """Items of another place. ids: frame ids or file names. vectors float32 (M, D); hashes uint64 (M,); labels, if known."""
 
     name: str
     ids: list[str]
     vectors: np.ndarray
     hashes: np.ndarray | None
+    labels: list[str] | None = None
+
+    def classes(self) -> tuple[list[str], np.ndarray]:
+        """Names of the classes, sorted, and each item's as a number, int64 (M,). UsageError when an item has none."""
+        if self.labels is None or not all(self.labels):
+            raise UsageError(
+                f"the set {self.name!r} has items without a class: ingest them with labels, or put pictures into a folder "
+                "for each class"
+            )
+        names, numbers = np.unique(self.labels, return_inverse=True)
+        return names.tolist(), numbers
 
 
-def load_item_set(lake: Lake, column: Column, wanted: ItemSet) -> OutsideSet:
-    """Reads a set of items in the embedding space of `column`. UsageError when it is empty, gone, or of another space."""
-    found = _from_folder(column, wanted) if wanted.folder else _from_lake(lake, column, wanted)
+def load_item_set(lake: Lake, column: Column, wanted: ItemSet, labelled: bool = False) -> OutsideSet:
+    """Reads a set of items in the embedding space of `column`. UsageError when it is empty, gone, or of another space.
+
+    labelled: with the assets' labels; those of a folder's pictures are their topmost folders.
+    """
+    found = _from_folder(column, wanted) if wanted.folder else _from_lake(lake, column, wanted, labelled)
     if not found.ids:
         raise UsageError(f"the set {wanted.name!r} holds no item: check its path, selection or frames")
     return found
 
 
-def _from_lake(lake: Lake, column: Column, wanted: ItemSet) -> OutsideSet:
+def _from_lake(lake: Lake, column: Column, wanted: ItemSet, labelled: bool) -> OutsideSet:
     other = Lake.open(wanted.lake) if wanted.lake else lake
     theirs = _same_space(lake, other, column, wanted)
     present = f"{theirs.name} IS NOT NULL"
-    table = other.read("frames", ["frame_id", "phash", theirs.name], filter=present)
+    table = other.read("frames", ["frame_id", "asset_id", "phash", theirs.name], filter=present)
     if wanted.selection or wanted.frames:
         table = table.filter(pc.is_in(table["frame_id"], value_set=_listed(other, wanted)))
     dim = vector_dim(other.schema("frames").field(theirs.name))
     chunks = table[theirs.name].chunks
     x_MD = np.concatenate([list_values(c, dim) for c in chunks]) if chunks else np.zeros((0, dim))
     hashes = None if table["phash"].null_count else table["phash"].to_numpy()
-    return OutsideSet(wanted.name, table["frame_id"].to_pylist(), x_MD.astype(np.float32), hashes)
+    labels = _labels(other, table["asset_id"].to_pylist()) if labelled else None
+    return OutsideSet(wanted.name, table["frame_id"].to_pylist(), x_MD.astype(np.float32), hashes, labels)
+
+
+def _labels(lake: Lake, asset_ids: list[str]) -> list[str]:
+    """The label of each asset; empty where it has none."""
+    known = lake.read("assets", ["asset_id", "label"], filter="label IS NOT NULL")
+    label_of = dict(zip(known["asset_id"].to_pylist(), known["label"].to_pylist(), strict=True))
+    return [label_of.get(i, "") for i in asset_ids]
 
 
 def _listed(lake: Lake, wanted: ItemSet) -> pa.Array:
@@ -100,7 +122,8 @@ def _from_folder(column: Column, wanted: ItemSet) -> OutsideSet:
         hashes += [phash(quality_gray(p)) for p in pictures]
         ids += names
     x_MD = np.concatenate(vectors) if vectors else np.zeros((0, 1))
-    return OutsideSet(wanted.name, ids, x_MD.astype(np.float32), np.array(hashes, np.uint64))
+    labels = [parts[0] if len(parts := Path(name).parts) > 1 else "" for name in ids]
+    return OutsideSet(wanted.name, ids, x_MD.astype(np.float32), np.array(hashes, np.uint64), labels)
 
 
 def _pictures(folder: Path, files: list[Path]) -> Iterator[tuple[list[str], list[np.ndarray]]]:

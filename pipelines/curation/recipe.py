@@ -106,10 +106,11 @@ class Retrieve(_Section):
     """Only what lies near a curated seed set stays."""
 
     seeds: ItemSet
-    mode: Literal["nearest", "clusters"] = "nearest"
+    mode: Literal["nearest", "clusters", "classes"] = "nearest"
     k: int = Field(4, gt=0)  # nearest: neighbours of each seed
     min_seeds: int = Field(1, gt=0)  # clusters: seeds that must fall into a cluster
     per_cluster: int | None = Field(None, gt=0)  # clusters: at most so many of each
+    total: int = Field(1000, gt=0)  # classes: items in all, as many of each class as there are
 
 
 class Cluster(_Section):
@@ -191,6 +192,7 @@ class CurationRecipe(_Section):
                 ("sample", self.sample is not None),
                 ("prune", self.prune is not None),
                 ("retrieve.mode clusters", self.retrieve is not None and self.retrieve.mode == "clusters"),
+                ("retrieve.mode classes", self.retrieve is not None and self.retrieve.mode == "classes"),
             )
             if wanted
         ]

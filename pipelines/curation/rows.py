@@ -25,11 +25,13 @@ def settle_kept(pool: Pool, drawn: np.ndarray, state: ClusterState | None) -> No
     seeds = [pool.seed_of[int(r)] for r in rows[found]]
     cosine = np.array([c for _, c in seeds], np.float32)
     names = np.array([n for n, _ in seeds], object)
-    near = ~np.isnan(cosine)
+    near, whole = np.isfinite(cosine), np.isnan(cosine)
+    of_class = np.isposinf(cosine)
     pool.fates.settle("retrieved", rows[found][near], seed=names[near].tolist(), cosine=cosine[near])
-    whole = rows[found][~near]
+    pool.fates.settle("seed_class", rows[found][of_class], label=names[of_class].tolist())
+    names, whole = names[whole], rows[found][whole]
     paths: np.ndarray | list[str] = state.paths(pool.label[whole]) if state else []
-    pool.fates.settle("seed_cluster", whole, cluster=paths, seed=names[~near].tolist())
+    pool.fates.settle("seed_cluster", whole, cluster=paths, seed=names.tolist())
     rest = rows[~found]
     stands = pool.stands_for[rest] > 0
     preference = ", then ".join(pool.recipe.deduplicate.keep) or "first seen"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -26,6 +27,9 @@ def launch(ready: Prepared, lineage: dict[str, Any], progress: Progress | None) 
     from pipelines.pretraining.feed import Views
     from pipelines.pretraining.worker import WorkerJob, train_worker
 
+    # Ray Train takes note of one checkpoint a look: at its own 2 s, a run that writes them faster waits for it at the end,
+    # and loses to a death what lies in the queue.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     connect()
     plan, run = ready.plan, ready.plan.run
     scaling, device, feed = _scale(ready)

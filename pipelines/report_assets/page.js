@@ -62,7 +62,7 @@ function funnel() {
   if (!m) return;
   const most = Math.max(...m.funnel.map(f => f[1]), 1);
   const steps = m.funnel.filter((f, i) => i === 0 || i === m.funnel.length - 1 || f[1] !== m.funnel[i - 1][1]);
-  const kept = new Set(["balanced", "representative", "retrieved", "seed_cluster", "passed"]);
+  const kept = new Set(["balanced", "representative", "retrieved", "seed_class", "seed_cluster", "passed"]);
   const reasons = Object.entries(m.tally).sort((a, b) => b[1] - a[1]);
   const top = Math.max(...reasons.map(r => r[1]), 1);
   const changes = Object.entries(m.changes);

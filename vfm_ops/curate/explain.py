@@ -22,10 +22,12 @@ _SENTENCES = {
     "balanced": "stands for cluster {cluster} ({quota} of {size} kept)",
     "representative": "kept for {count} duplicates ({preference})",
     "retrieved": "near seed {seed} (cosine {cosine:.3f})",
+    "class_full": "the seeds' class {label} has clearer items",
+    "seed_class": "of the seeds' class {label}",
     "seed_cluster": "in cluster {cluster} with seed {seed}",
     "passed": "passed every step",
 }
-KEPT = ("balanced", "representative", "retrieved", "seed_cluster", "passed")
+KEPT = ("balanced", "representative", "retrieved", "seed_class", "seed_cluster", "passed")
 
 
 @dataclass(frozen=True)

@@ -293,7 +293,7 @@ def train_clips(
 
 
 def train(
-    still_steps: int = 3000,
+    still_steps: int = 2500,
     clip_steps: int = 2500,
     seed: int = 2,
     say: Callable[[str], None] = print,

@@ -46,12 +46,18 @@ class LakeBuilder:
         self.lake.ensure("frames", [self.field])
         self.count = 0
 
-    def stills(self, pictures: list[np.ndarray], vectors: list[np.ndarray | None], quality: int = 92) -> list[str]:
+    def stills(
+        self,
+        pictures: list[np.ndarray],
+        vectors: list[np.ndarray | None],
+        quality: int = 92,
+        label: str | None = None,
+    ) -> list[str]:
         """One asset and frame for each picture. Returns frame ids."""
         uris = [f"/m/{self.count + i}.jpg" for i in range(len(pictures))]
         self.count += len(pictures)
         ids = [make_asset_id(u) for u in uris]
-        self._assets(ids, uris, "image")
+        self._assets(ids, uris, "image", label)
         return self._frames(ids, [0] * len(ids), [0.0] * len(ids), pictures, vectors, quality)
 
     def video(self, pictures: list[np.ndarray], vectors: list[np.ndarray], fps: float = 2.0) -> list[str]:
@@ -63,9 +69,10 @@ class LakeBuilder:
         numbers = list(range(len(pictures)))
         return self._frames([asset] * len(pictures), numbers, [i / fps for i in numbers], pictures, vectors, 92)
 
-    def _assets(self, ids: list[str], uris: list[str], kind: str) -> None:
+    def _assets(self, ids: list[str], uris: list[str], kind: str, label: str | None = None) -> None:
         rows = [
-            {"asset_id": a, "uri": u, "media_type": kind, "discovered_at": NOW} for a, u in zip(ids, uris, strict=True)
+            {"asset_id": a, "uri": u, "media_type": kind, "discovered_at": NOW, "label": label}
+            for a, u in zip(ids, uris, strict=True)
         ]
         self.lake.append("assets", pa.Table.from_pylist(rows, SCHEMAS["assets"]))
 

@@ -11,6 +11,7 @@ from pipelines.curation.clusters import ClusterState, auto_levels
 from pipelines.curation.recipe import CurationRecipe
 from pipelines.curation.vectors import Vectors, VectorSource, cut_chunks
 from tests.pipelines.curation.conftest import DIM, LakeBuilder, kinds, picture, unit
+from vfm_ops.errors import UsageError
 
 
 def rows_of(lake, name: str = "curated") -> dict[str, dict]:
@@ -50,6 +51,35 @@ def test_a_new_item_is_retrieved_when_it_comes_as_near_to_a_seed_as_those_before
     assert [rows[i]["kind"] for i in new] == ["retrieved", "not_retrieved"]
     assert summary.manifest.kept == 6
     assert reproduce(builder.lake, "curated")[0]
+
+
+def test_classes_of_labelled_seeds_fill_equally_and_a_new_item_must_be_as_clear(grown, tmp_path):
+    builder, x, ids = grown
+    seeds = LakeBuilder(tmp_path / "seeds")
+    seeds.count = 1000  # other files than the lake's
+    of_kind = [x[0], near(x[0], 0.5, 1), near(x[0], 0.5, 2)], [x[40], near(x[40], 0.5, 3), near(x[40], 0.5, 4)]
+    for label, vectors in zip(("common", "rare"), of_kind):
+        seeds.stills([picture(700 + i) for i in range(3)], vectors, label=label)
+    plan = {
+        "retrieve": {"seeds": str(tmp_path / "seeds"), "mode": "classes", "total": 12},
+        "cluster": {"levels": [4]},
+        "sample": None,
+        "deduplicate": {},
+    }
+    curate(builder.lake, CurationRecipe.model_validate(plan))
+    rows = rows_of(builder.lake)
+    kept = [i for i in ids if rows[i]["kept"]]
+    assert [rows[i]["reason"] for i in kept] == ["kept: of the seeds' class common"] * 6 + [
+        "kept: of the seeds' class rare"
+    ] * 6
+    assert all(rows[i]["reason"].startswith("dropped: the seeds' class") for i in ids if i not in kept)
+    new = grow(builder, [near(x[0], 0.1, 9), unit(x[0] + x[40])], 500)
+    curate(builder.lake, CurationRecipe.model_validate(plan))
+    assert [rows_of(builder.lake)[i]["kind"] for i in new] == ["seed_class", "class_full"]
+    assert reproduce(builder.lake, "curated")[0]
+    plan["retrieve"] |= {"seeds": {"frames": ids[:3]}}
+    with pytest.raises(UsageError, match="items without a class"):
+        curate(builder.lake, CurationRecipe.model_validate(plan), "unlabelled")
 
 
 def test_a_rare_cluster_takes_new_items_up_to_its_cap_and_a_full_one_none(grown):

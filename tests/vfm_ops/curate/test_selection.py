@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from vfm_ops.curate.blocks import local_map
+from vfm_ops.curate.classes import balanced_rows, classify, fit_discriminant
 from vfm_ops.curate.decontaminate import EvaluationSet, find_contamination
 from vfm_ops.curate.explain import Reason, cluster_path, reason_kinds
 from vfm_ops.curate.retrieval import nearest_rows_of
@@ -105,7 +106,7 @@ def test_every_reason_reads_as_one_line():
     facts = {
         "other": "cat.jpg", "distance": 3, "cosine": 0.98, "start_s": 1.0, "end_s": 2.5, "evaluation": "coco", "item": 7,
         "cluster": cluster_path([12, 3]), "quota": 4, "size": 90, "flaw": "blurred", "measure": "sharpness", "value": 12.3,
-        "limit": 50, "count": 3, "preference": "resolution", "seed": 5,
+        "limit": 50, "count": 3, "label": "cat", "preference": "resolution", "seed": 5,
     }  # fmt: skip
     texts = {kind: Reason(kind, facts).text for kind in reason_kinds()}
     assert all("\n" not in t and t.startswith(("kept: ", "dropped: ")) for t in texts.values())
@@ -120,3 +121,28 @@ def test_a_reason_without_its_facts_is_refused():
         Reason("semantic_duplicate", {"other": "a"})
     with pytest.raises(UsageError, match="unknown reason 'bored'"):
         Reason("bored")
+
+
+def test_classes_of_seeds_are_retrieved_in_equal_numbers_however_rare_they_are():
+    rng = np.random.default_rng(0)
+    centre_CD = 2 * unit(3)
+    sizes = (3000, 300, 40)
+    truth = np.repeat(np.arange(3), sizes)
+    data_ND = (centre_CD[truth] + rng.normal(0, 0.4, (len(truth), 16))).astype(np.float32)
+    class_S = np.repeat(np.arange(3), 30)
+    seed_SD = (centre_CD[class_S] + rng.normal(0, 0.4, (90, 16))).astype(np.float32)
+    found = classify(local_map(data_ND, block_rows=700), fit_discriminant(seed_SD, class_S))
+    assert (found.class_N == truth).mean() > 0.97
+    whole = classify(local_map(data_ND, workers=2), fit_discriminant(seed_SD, class_S))
+    assert (whole.class_N == found.class_N).all()
+    kept = balanced_rows(found, 240)
+    assert (np.diff(kept) > 0).all()
+    count = np.bincount(found.class_N[kept], minlength=3)
+    assert count[2] == (found.class_N == 2).sum()  # all that there are
+    assert abs(count[0] - count[1]) <= 1
+    assert count.sum() == 240
+    assert len(balanced_rows(found, 10**6)) == len(data_ND)
+    with pytest.raises(UsageError, match="two classes or more"):
+        fit_discriminant(seed_SD, np.zeros(90, int))
+    with pytest.raises(UsageError, match="dimension 8"):
+        classify(local_map(unit(4)), fit_discriminant(unit(6, 8), np.arange(6) % 2))
