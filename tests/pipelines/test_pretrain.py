@@ -8,6 +8,7 @@ import json
 import os
 import re
 import signal
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -217,6 +218,66 @@ def test_a_killed_worker_costs_the_steps_since_the_last_checkpoint_and_nothing_e
     assert summary.status == "done"
     whole = fit(build("simclr"), samples(), plan.train_config)
     assert losses(out, 6) == pytest.approx([row["loss"] for row in whole], rel=1e-6)
+
+
+def another_job(cpus: list[dict[str, int]]) -> None:
+    """Reserves CPUs where Ray Train looks for room, as a job that was there first."""
+    import ray
+    from ray.data._internal.cluster_autoscaler import default_autoscaling_coordinator as coordinator
+
+    ray.get(
+        coordinator.get_or_create_autoscaling_coordinator().request_resources.remote(
+            "another job", cpus, expire_after_s=600, priority=coordinator.ResourceRequestPriority.HIGH
+        )
+    )
+
+
+@dataclass(frozen=True)
+class ElasticItems(MemoryItems):
+    """Sample 3's reader dies in the second epoch and its CPU goes to another job, which gives it back in the third."""
+
+    marks: str = ""
+
+    def load(self, indices):
+        """As in memory."""
+        if 3 in indices:
+            reading = len(os.listdir(self.marks)) + 1
+            Path(self.marks, str(reading)).touch()
+            if reading == 2:
+                another_job([{"CPU": 3}])
+                os.kill(os.getpid(), signal.SIGKILL)
+            if reading == 4:  # the third was the second epoch's once more
+                another_job([])
+                threading.Event().wait()  # until Ray Train ends this group for a larger one
+        return super().load(indices)
+
+
+def test_workers_lost_and_found_within_a_run_change_neither_its_ids_nor_its_losses(ray_local, corpus, tmp_path):
+    """Two workers, one after a death that left no room for two, and two again."""
+    out, marks = tmp_path / "out", tmp_path / "marks"
+    marks.mkdir()
+    run = ("prefetch=1", "feed_threads=1", "evaluations=0", "checkpoint_every=1", "resize_every_s=0.1")
+    plan = tiny_plan("mae", "epochs=3", *run, workers="1-2")
+    elastic = Corpus(ElasticItems(samples(), str(marks)), None, corpus.classes, {}, "memory", 0)
+    another_job([])
+    try:
+        summary = run_prepared(prepare_corpus(elastic, plan, str(out), {}))
+    finally:
+        another_job([])
+    assert summary.status == "done"
+    whole = [row["loss"] for row in fit(build("mae"), samples(), plan.train_config, tokenizer())]
+    assert losses(out, 9) == pytest.approx(whole, rel=1e-4)
+    ids = [[str(i) for _, i in Slice(0, 1, 8, 24, 0).places(step)] for step in range(9)]
+    worlds: dict[int, set[int]] = {}
+    for path in (out / "ids").iterdir():
+        step, rank, world = map(int, re.findall(r"\d+", path.stem))
+        share = 8 // world
+        assert json.loads(path.read_text()) == ids[step][rank * share : (rank + 1) * share]
+        worlds.setdefault(step, set()).add(world)
+    assert len(worlds) == 9
+    assert 2 in worlds[0], "it began with two"
+    assert any(1 in seen for seen in worlds.values()), "it went on with one"
+    assert worlds[8] == {2}, "and ended with two"
 
 
 def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_checkpoint(ray_local, corpus, tmp_path):
