@@ -102,6 +102,40 @@ def mend_initialisation(model: Any) -> None:
         nn.init.trunc_normal_(parameter, std=0.02)
 
 
+@torch.no_grad()
+def open_memory(model: Any, pixels_BCHW: Tensor, logits_BSS: Tensor) -> None:
+    """Before the first clip: brings what meets in memory to one size, measured on images and masks (logits) of objects.
+
+    Features that stills have taught are a hundred times as large as a mask's embedding, which they would drown, and as what
+    attention reads from memory. Here they have deviation 1, a mask 2, and what is read is about as large as the
+    features that it is added to. Beyond that, memory attention first leaves a frame nearly as the decoder knows it: its closing
+    norm has the features' own mean and size, and its layers' other changes are small. Equal biases of queries and keys make
+    them look where they are: under rotary positions the product of a constant with itself falls with the distance, here by
+    1.7 a cell.
+    """
+    features, encoder, attention = encode(model, pixels_BCHW), model.memory_encoder, model.memory_attention
+    known_BCHW = without_memory(model, features)
+    size = known_BCHW.std()
+    _resize(encoder.feature_projection, encoder.feature_projection(features.low_BCHW).std())
+    masks = F.interpolate(logits_BSS[:, None], (SIZE, SIZE), mode="bilinear", align_corners=False).sigmoid()
+    masks = masks * model.config.sigmoid_scale_for_mem_enc + model.config.sigmoid_bias_for_mem_enc
+    _resize(encoder.mask_downsampler.final_conv, encoder.mask_downsampler(masks).std() / 2)
+    attention.layer_norm.weight.copy_(known_BCHW.std((0, 2, 3)))
+    attention.layer_norm.bias.copy_(known_BCHW.mean((0, 2, 3)))
+    for layer in attention.layers:
+        layer.self_attn.o_proj.weight.mul_(0.2)
+        layer.linear2.weight.mul_(0.2)
+        layer.cross_attn_image.o_proj.weight.mul_(size)
+        layer.cross_attn_image.q_proj.bias.fill_(3.0)
+        layer.cross_attn_image.k_proj.bias.fill_(3.0)
+
+
+def _resize(layer: Any, size: Tensor) -> None:
+    """Divides what a linear layer or convolution gives."""
+    layer.weight.div_(size)
+    layer.bias.div_(size)
+
+
 def to_pixels(rgb_BHWC: Any) -> Tensor:
     """uint8 RGB (B, H, W, 3) to normalised float32 (B, 3, H, W)."""
     x = torch.as_tensor(rgb_BHWC).permute(0, 3, 1, 2).float() / 255

@@ -270,20 +270,25 @@ def train_clips(
     objects: int = 2,
     frames: int = 6,
     lr: float = 2e-3,
+    decay: float = 1.0,
+    even: bool = False,
     seed: int = 3,
     workers: int = 1,
     say: Callable[[str], None] = print,
     checkpoint: Path | None = None,
 ) -> None:
-    """Stage 2: memory on clips, with a batch of stills every fourth step so that prompts are not forgotten."""
+    """Stage 2: memory on clips, with a batch of stills every fourth step so that prompts are not forgotten.
+
+    decay: see `scheduled_lr`. even: balanced cross-entropy in the focal loss's place.
+    """
     updates, average, log = optimisers(model, lr, 0.02, 0.99), Average(model), Log(50, say)
     stills = stream(Stills(seed + 1, 16, 4), steps, 0)
     for step, item in enumerate(stream(Clips(seed, batch, objects, frames), steps, workers)):
         losses = clip_losses(model, item)
-        loss = total(losses)
+        loss = total(losses, even)
         if step % 4 == 3:
             loss = loss + total(still_losses(model, next(stills)))
-        descend(model, updates, loss, scheduled_lr(step, steps, lr, decay=1.0))
+        descend(model, updates, loss, scheduled_lr(step, steps, lr, decay=decay))
         average.update()
         log.add(step, **{k: v.item() for k, v in losses.items()})
         if checkpoint is not None and step % 50 == 49:
@@ -294,15 +299,27 @@ def train_clips(
 
 def train(
     still_steps: int = 2500,
-    clip_steps: int = 2500,
+    short_steps: int = 600,
+    clip_steps: int = 1800,
     seed: int = 2,
     say: Callable[[str], None] = print,
     checkpoint: Path | None = None,
 ) -> Any:
-    """Both stages, from random weights. Returns the model."""
+    """Stills, clips of three frames, clips of six, from random weights. Returns the model."""
     torch.manual_seed(seed)
     model = sam2.make_model()
     quick_attention(model)
     train_stills(model, still_steps, seed=seed, say=say, checkpoint=checkpoint)
-    train_clips(model, clip_steps, seed=seed + 1, say=say, checkpoint=checkpoint)
+    train_memory(model, short_steps, clip_steps, seed + 1, say, checkpoint)
     return model.eval()
+
+
+def train_memory(
+    model: Any, short_steps: int, clip_steps: int, seed: int, say: Callable[[str], None], checkpoint: Path | None
+) -> None:
+    """Stage 2 of a model that knows stills: first what a memory is, then how to go by many."""
+    seen = make_stills(seed, 16, 1, 0)
+    sam2.open_memory(model, sam2.to_pixels(seen["rgb"]), 20 * torch.from_numpy(seen["masks"][:, 0]) - 10)
+    shared: dict[str, Any] = {"say": say, "checkpoint": checkpoint}
+    train_clips(model, short_steps, batch=8, frames=3, decay=0.0, even=True, seed=seed, **shared)
+    train_clips(model, clip_steps, seed=seed + 1, **shared)

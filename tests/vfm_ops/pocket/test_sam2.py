@@ -105,3 +105,30 @@ def test_losses_of_a_clip_reach_every_memory_parameter(model):
     without = [n for n, p in model.named_parameters() if n.startswith(("memory_", "object_pointer")) and p.grad is None]
     assert not without
     model.zero_grad()
+
+
+@torch.no_grad()
+def test_large_features_do_not_drown_what_a_memory_says_of_its_object():
+    """What stage 1 leaves: features a hundred times as large as masks' embeddings. A mask must still change what is read."""
+    torch.manual_seed(0)
+    model = sam2.make_model().eval()
+    for parameter in model.vision_encoder.neck.parameters():
+        parameter.mul_(40)
+    stills = sam2_train.make_stills(0, 4, 2, 0)
+    pixels, logits = sam2.to_pixels(stills["rgb"]), 20 * torch.from_numpy(stills["masks"]) - 10
+
+    def change() -> float:
+        """How much another object's mask changes what is made of the same frame, over that frame's own size."""
+        low, pointer = sam2.encode(model, pixels).low_BCHW, torch.zeros(4, sam2.HIDDEN)
+        read = [
+            sam2.with_memory(
+                model, low, [(0, sam2.encode_memory(model, low, logits[:, n], torch.ones(4), True))], [(1, pointer)]
+            )
+            for n in (0, 1)
+        ]
+        return float((read[0] - read[1]).std() / read[0].std())
+
+    before = change()
+    sam2.open_memory(model, pixels, logits[:, 0])
+    assert before < 0.02
+    assert change() > 0.05
