@@ -80,11 +80,7 @@ def _check_sizes(plan: Plan, corpus: Corpus) -> None:
 
 def _check_sharding(plan: Plan) -> None:
     """What FSDP2 can't do yet."""
-    if not plan.run.fsdp:
-        return
-    if plan.objective == "beit":
-        raise UsageError("beit does not run sharded: its tokenizer and backbone learn in turns; set fsdp=false")
-    if plan.needs_captions and plan.train_config.clip_grad:
+    if plan.run.fsdp and plan.needs_captions and plan.train_config.clip_grad:
         raise UsageError(f"{plan.objective} can't clip gradients when sharded: leave clip_grad out, or set fsdp=false")
 
 

@@ -176,13 +176,16 @@ def test_a_lake_becomes_a_model_that_embeds_with_its_card_and_curves(ray_local, 
 
 
 def test_a_run_resumed_on_other_workers_equals_an_uninterrupted_one(ray_local, corpus, tmp_path):
-    """Its second half runs on two workers with sharded weights: the same ids in the same order, the same losses."""
-    plan = tiny_plan("mae")
-    whole = [row["loss"] for row in fit(build("mae"), samples(), plan.train_config, tokenizer())]
-    part = run_prepared(prepare_corpus(corpus, tiny_plan("mae", "until_step=3"), str(tmp_path), {}))
+    """Its second half runs on two workers with sharded weights: the same ids in the same order, the same losses. The
+    tokenizer learns in the first four steps, the backbone in the last two."""
+    share = "tokenizer_share=0.6"
+    plan = tiny_plan("beit", share)
+    whole = [row["loss"] for row in fit(build("beit", tokenizer_share=0.6), samples(), plan.train_config, tokenizer())]
+    part = run_prepared(prepare_corpus(corpus, tiny_plan("beit", share, "until_step=3"), str(tmp_path), {}))
     assert (part.status, part.step, part.resumed_at) == ("stopped", 3, 0)
     assert losses(tmp_path, 3) == pytest.approx(whole[:3], rel=1e-6)
-    last = run_prepared(prepare_corpus(corpus, tiny_plan("mae", "fsdp=true", workers="2"), str(tmp_path), {}))
+    sharded = tiny_plan("beit", share, "fsdp=true", workers="2")
+    last = run_prepared(prepare_corpus(corpus, sharded, str(tmp_path), {}))
     assert (last.status, last.resumed_at) == ("done", 3)
     assert losses(tmp_path, 6) == pytest.approx(whole, rel=1e-4)
     expected = {s: [str(i) for _, i in Slice(0, 1, 8, 24, 0).places(s)] for s in range(6)}
@@ -253,11 +256,11 @@ class ElasticItems(MemoryItems):
 
 
 def test_workers_lost_and_found_within_a_run_change_neither_its_ids_nor_its_losses(ray_local, corpus, tmp_path):
-    """Two workers, one after a death that left no room for two, and two again."""
+    """Two workers that share the weights, one after a death that left no room for two, and two again."""
     out, marks = tmp_path / "out", tmp_path / "marks"
     marks.mkdir()
     run = ("prefetch=1", "feed_threads=1", "evaluations=0", "checkpoint_every=1", "resize_every_s=0.1")
-    plan = tiny_plan("mae", "epochs=3", *run, workers="1-2")
+    plan = tiny_plan("mae", "epochs=3", "fsdp=true", *run, workers="1-2")
     elastic = Corpus(ElasticItems(samples(), str(marks)), None, corpus.classes, {}, "memory", 0)
     another_job([])
     try:
@@ -406,7 +409,6 @@ def no_ray(monkeypatch):
         ),
         ("simclr", ["label_column=jpeg"], "column jpeg is large_binary; a label is text or a whole number"),
         ("simclr", ["batch_size=64"], "batch_size 64 is more than the"),
-        ("beit", ["fsdp=true"], "beit does not run sharded"),
         ("clip", ["fsdp=true", "clip_grad=1"], "clip can't clip gradients when sharded"),
         ("moco", ["queue=30"], "queue of 30 keys is not divisible by the global batch 8"),
         ("supervised", ["classes=2"], "classes=2, but there are 3 different labels"),
