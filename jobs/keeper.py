@@ -304,10 +304,9 @@ class Keeper:
 
 
 def entrypoint(schedule: Schedule) -> str:
-    """The command that the cluster runs."""
-    recipe = 'printf %s "$VFM_CURATION_RECIPE" > curate.yaml'
-    words = ["python", "-m", "jobs.curate", "--lake", schedule.lake, "--recipe", "curate.yaml"]
-    return f"{recipe} && {shlex.join([*words, '--selection', schedule.selection])}"
+    """The command that the cluster runs; the recipe comes through a pipe, as schedules may share a working directory."""
+    words = ["python", "-m", "jobs.curate", "--lake", schedule.lake, "--recipe", "/dev/stdin"]
+    return f'printf %s "$VFM_CURATION_RECIPE" | {shlex.join([*words, "--selection", schedule.selection])}'
 
 
 def runtime_env(schedule: Schedule) -> dict[str, Any]:

@@ -29,7 +29,8 @@ def connect(object_store: int = OBJECT_STORE) -> None:
     if os.environ.get("RAY_ADDRESS"):
         ray.init(address="auto", **quiet)
     else:
-        ray.init(num_cpus=os.cpu_count(), object_store_memory=object_store, include_dashboard=False, **quiet)
+        # Not "auto": a cluster that someone else started here is not ours to fill.
+        ray.init("local", num_cpus=os.cpu_count(), object_store_memory=object_store, include_dashboard=False, **quiet)
 
 
 @dataclass(frozen=True)

@@ -80,7 +80,7 @@ def test_a_schedule_submits_at_its_time_and_not_before(setting):
     assert setting.cluster.jobs == {}
     setting.pass_days(0.2 / 24)
     assert list(setting.cluster.jobs) == ["vfm-nightly-20260302T030000"]
-    assert "-m jobs.curate --lake /l --recipe curate.yaml --selection nightly" in setting.cluster.entrypoints[0]
+    assert "-m jobs.curate --lake /l --recipe /dev/stdin --selection nightly" in setting.cluster.entrypoints[0]
     setting.pass_days(0.1 / 24)
     assert len(setting.cluster.jobs) == 1
 
