@@ -5,10 +5,16 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+
+from pipelines.pretraining.worker import Worker
+from vfm_ops.pretrain.registry import build_objective
+from vfm_ops.pretrain.step import Stepper
 
 QUICK_STEPS = 20
 PIXELS, FEEDING = "raw pixels", "feeding"
@@ -47,52 +53,78 @@ _PERCENT = ("knn", "knn_1000", "probe", "random_probe", "accuracy")
 def _rounded(key: str, value: Any) -> Any:
     if value is None or isinstance(value, int):
         return value
-    return round(100 * value, 1) if key in _PERCENT else round(value, 3 if key == "feeding_share" else 1)
+    return round(100 * value, 1) if key in _PERCENT else round(value, 3 if "share" in key else 1)
 
 
 def feeding(quick: bool) -> dict[str, float]:
-    """SimCLR on a ResNet-18 at 112 px from a lake of 640 x 360 JPEGs: images/s of the whole loop over the bare steps'.
+    """SimCLR on a ResNet-18 at 112 px from a lake of 640 x 360 JPEGs: the whole trainer, by Ray Train, over the bare steps.
 
-    The two take turns in one process, so that another program's load hits both. feeding_share is 1 when waiting for batches,
-    decoding and augmenting beside the step cost nothing.
+    images_per_s is the trainer's, start-up excluded: reading, decoding, augmenting, logs and checkpoints included.
+    feeding_share and feeding_cpu_share are 1 when all that beside the step costs no time, and no CPU time.
     """
-    import torch
+    from pipelines.pretrain import prepare
+    from pipelines.pretraining.launch import launch
+    from pipelines.pretraining.settings import make_plan
 
-    from pipelines.pretraining.feed import Slice, Views, thread_feed
-    from pipelines.pretraining.items import LakeItems
-    from vfm_ops.pretrain.registry import build_objective
-    from vfm_ops.pretrain.step import Stepper
-    from vfm_ops.pretrain.train_config import train_config
-
-    steps, batch = (6, 16) if quick else (20, 64)
+    batch, turn, turns = (16, 2, 1) if quick else (64, 10, 4)
+    settings = (
+        "backbone=resnet18", "image_size=112", "jitter=0.5", "blur=0.0", f"batch_size={batch}", "epochs=100", "prefetch=2",
+        f"checkpoint_every={turn}", f"until_step={turn * (turns + 1)}",
+    )  # fmt: skip
     with tempfile.TemporaryDirectory(prefix="vfm-bench-") as folder:
         lake = _lake_of_jpegs(Path(folder), 64 if quick else 256)
-        frames = lake.table("frames")
-        rows = frames.scanner(columns=["frame_id"], with_row_id=True).to_table()
-        items = LakeItems(lake.root, frames.version, rows["_rowid"].to_numpy())
-        torch.manual_seed(0)
-        objective = build_objective("simclr", backbone="resnet18", image_size=112, jitter=0.5, blur=0.0)
-        config = train_config("simclr", batch_size=batch, epochs=100)
-        stepper = Stepper(objective, config, len(items))
-        views = Views(items, objective.view_plan(objective.config), 0)
-        part = Slice(0, 1, batch, len(items), 0)
-        fed, bare = 0.0, 0.0
-        for turn in range(2):
-            feed = thread_feed(views, part, 0, steps + 1, prefetch=2)
-            ready, _ = next(feed)
-            if not turn:
-                stepper.step(ready)  # the first one allocates
-            fed += _seconds(stepper, (made for made, _ in feed))
-            bare += _seconds(stepper, (ready for _ in range(steps)))
-    images = 2 * steps * batch
-    return {"images_per_s": images / fed, "feeding_share": bare / fed}
+        ready = prepare(lake, make_plan("simclr", overrides=settings), f"{folder}/out")
+        cost = launch(ready, {}, loop=_alternate)
+    images = turn * batch
+    return {
+        "images_per_s": images / cost["fed"][0],
+        "images_per_cpu_s": images / cost["fed"][1],
+        "feeding_share": cost["bare"][0] / cost["fed"][0],
+        "feeding_cpu_share": cost["bare"][1] / cost["fed"][1],
+    }
 
 
-def _seconds(stepper: Any, batches: Iterator[dict[str, Any]]) -> float:
-    started = time.perf_counter()
-    for batch in batches:
-        stepper.step(batch)
-    return time.perf_counter() - started
+class Alternating(Worker):
+    """The trainer, which after each turn of steps hands over to the same step on a batch that lies in memory.
+
+    The two take turns in one process, so that another program's load hits both. fed, bare: [seconds, CPU seconds] of each
+    turn; the trainer's first one warms up.
+    """
+
+    def __init__(self, job: Any, views: Any, held: Any) -> None:
+        super().__init__(job, views, held)
+        objective = build_objective(job.objective, **job.model)
+        self.bare_stepper = Stepper(objective, job.config, job.samples, job.device)
+        self.fed: list[np.ndarray] = []
+        self.bare: list[np.ndarray] = []
+        self._since: np.ndarray | None = None
+
+    def _step(self, batch: dict[str, Any], ids: list[str]) -> dict[str, float]:
+        logs = super()._step(batch, ids)
+        turn = self.job.run.checkpoint_every
+        if self.stepper.step_index % turn == 0:
+            if self._since is not None:
+                self.fed.append(_clock() - self._since)
+            self.bare_stepper.step(batch)  # the feed fills its queue meanwhile
+            started = _clock()
+            for _ in range(turn):
+                self.bare_stepper.step(batch)
+            self._since = _clock()
+            self.bare.append(self._since - started)
+        return logs
+
+
+def _clock() -> np.ndarray:
+    return np.array([time.perf_counter(), time.process_time()])
+
+
+def _alternate(settings: dict[str, Any]) -> dict[str, list[float]]:
+    """What Ray Train's worker runs. Returns means over turns."""
+    import ray
+
+    worker = Alternating(settings["job"], ray.get(settings["job"].views), ray.get(settings["job"].held))
+    worker.run()
+    return {"fed": np.mean(worker.fed, axis=0).tolist(), "bare": np.mean(worker.bare, axis=0).tolist()}
 
 
 def _lake_of_jpegs(folder: Path, count: int) -> Any:
@@ -102,11 +134,13 @@ def _lake_of_jpegs(folder: Path, count: int) -> Any:
 
     lake = Lake.create(folder / "lake")
     paths = write_jpegs(folder / "jpegs", count)
+    assets = [f"{i:032x}" for i in range(count)]
     columns = {
-        "frame_id": [f"{i:032x}:0" for i in range(count)],
-        "asset_id": [f"{i:032x}" for i in range(count)],
+        "frame_id": [f"{asset}:0" for asset in assets],
+        "asset_id": assets,
         "run_key": ["bench.1"] * count,
         "jpeg": [p.read_bytes() for p in paths],
     }
+    lake.append("assets", with_nulls(SCHEMAS["assets"], {"asset_id": assets, "uri": [str(p) for p in paths]}))
     lake.append("frames", with_nulls(SCHEMAS["frames"], columns))
     return lake

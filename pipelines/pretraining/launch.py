@@ -14,10 +14,13 @@ from vfm_ops.errors import UsageError, VfmError
 from vfm_ops.pretrain.registry import objective_class, objective_config
 
 Progress = Callable[[dict[str, Any]], None]
+Loop = Callable[[dict[str, Any]], Any]
 
 
-def launch(ready: Prepared, lineage: dict[str, Any], progress: Progress | None) -> dict[str, Any]:
-    """Runs Ray Train to the end. Returns what rank 0's worker returned."""
+def launch(
+    ready: Prepared, lineage: dict[str, Any], progress: Progress | None = None, loop: Loop | None = None
+) -> dict[str, Any]:
+    """Runs Ray Train to the end. Returns what rank 0's worker returned. loop: what a worker runs in place of `train_worker`."""
     import ray
     from ray.train import CheckpointConfig, FailureConfig, RunConfig
     from ray.train.torch import TorchTrainer
@@ -41,7 +44,7 @@ def launch(ready: Prepared, lineage: dict[str, Any], progress: Progress | None) 
         ray.put(ready.corpus.held), ready.out, feed, device, lineage,
     )  # fmt: skip
     trainer = TorchTrainer(
-        train_worker,
+        loop or train_worker,
         train_loop_config={"job": job},
         scaling_config=scaling,
         run_config=RunConfig(

@@ -4,7 +4,7 @@ OUT/run.json        settings, table versions, digest of the items: what a resume
 OUT/tokenizer/      of clip and siglip
 OUT/train/          Ray Train's checkpoints
 OUT/tensorboard/    logs
-OUT/progress.json   step, rate: for whoever watches
+OUT/progress.json   step, loss, samples: for whoever watches
 OUT/ids/            ids of every step's samples, when trace_ids says so
 OUT/model/          the backbone in timm's layout, with its model card
 OUT/transformers/   the model in transformers' layout, where it has one (ViTs; not ResNets), with its model card
@@ -34,20 +34,18 @@ class Output:
         self._fs, self._root = filesystem(out)
         self._writer: Any = None
         self._written = 0.0
-        self._seconds, self._steps = 0.0, 0
         self._logs = Path(self._root) / "tensorboard" if self._local else Path(tempfile.mkdtemp(prefix="vfm-logs-"))
 
     @property
     def _local(self) -> bool:
         return isinstance(self._fs, pafs.LocalFileSystem)
 
-    def step(self, logs: dict[str, float], total: int, batch: int, seconds: float) -> None:
-        """Logs of one training step, and how long it took without waiting for its batch."""
+    def step(self, logs: dict[str, float], total: int, batch: int) -> None:
+        """Logs of one training step."""
         number = int(logs["step"])
         for key, value in logs.items():
             if key != "step":
                 self._board.add_scalar(f"train/{key}", value, number)
-        self._seconds, self._steps = self._seconds + seconds, self._steps + 1
         now = time.monotonic()
         if now - self._written > PROGRESS_S or number + 1 == total:
             self._written = now

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -135,14 +134,13 @@ class Worker:
         tensors = {key: torch.from_numpy(value) for key, value in batch.items()}
         if self.job.device != "cpu":
             tensors = {key: value.pin_memory() for key, value in tensors.items()}
-        started = time.monotonic()
         logs = self.stepper.step(tensors)
         average_batch_statistics(self.stepper.objective)
         if self.job.run.trace_ids:
             Output(self.job.out).trace(rank(), world_size(), step, ids)
         if self.output is not None:
             self.history.add(logs)
-            self.output.step(logs, self.stepper.total_steps, self.job.config.batch_size, time.monotonic() - started)
+            self.output.step(logs, self.stepper.total_steps, self.job.config.batch_size)
         return logs
 
     def _collapsed(self, logs: dict[str, float]) -> bool:

@@ -10,11 +10,16 @@ import pytest
 
 from jobs.bench import pretrain
 from jobs.cli import main
+from pipelines.pretraining.feed import Views
+from pipelines.pretraining.launch import Loop
+from pipelines.pretraining.prepare import Prepared
+from pipelines.pretraining.worker import WorkerJob
 from tests.pipelines.picture_lake import picture_lake
 from tests.vfm_ops.pretrain.tiny import TINY
 from vfm_ops.embed.embedder import load_embedder
 from vfm_ops.pretrain.benchmark import Benchmark
-from vfm_ops.pretrain.registry import OBJECTIVES
+from vfm_ops.pretrain.registry import OBJECTIVES, objective_class, objective_config
+from vfm_ops.pretrain.step import Stepper
 
 
 @pytest.fixture
@@ -73,6 +78,35 @@ def test_keys_lists_every_setting_of_an_objective(capsys):
     out = capsys.readouterr().out
     for line in ("prototypes: 65536", "centre_momentum: 0.9", "batch_size: 1024", "fsdp: false"):
         assert line in out
+
+
+def test_trainer_and_bare_step_take_turns_of_as_many_steps(monkeypatch, tmp_path):
+    """By a clock that only a step moves, the feed costs nothing; the trainer's first turn, which warms up, does not count."""
+    ticks = [0]
+
+    def step(self: Stepper, batch: dict[str, np.ndarray]) -> dict[str, float]:
+        ticks[0] += 1 if ticks[0] else 100  # the very first one takes long
+        self.step_index += 1
+        return {"loss": 1.0, "step": self.step_index - 1}
+
+    def launch(ready: Prepared, lineage: dict, loop: Loop) -> dict[str, list[float]]:
+        corpus, plan = ready.corpus, ready.plan
+        views = Views(corpus.train, objective_class("simclr").view_plan(objective_config("simclr", **ready.model)), 0)
+        job = WorkerJob(
+            "simclr", ready.model, plan.train_config, plan.run, len(corpus.train), (), views, None, ready.out, "threads",
+            "cpu", lineage,
+        )  # fmt: skip
+        return loop({"job": job})
+
+    monkeypatch.setattr(Stepper, "step", step)
+    monkeypatch.setattr(pretrain, "_clock", lambda: np.array([ticks[0], 2 * ticks[0]]))
+    monkeypatch.setattr("pipelines.pretraining.launch.launch", launch)
+    monkeypatch.setattr("ray.get", lambda held: held)
+    monkeypatch.setattr("ray.train.get_checkpoint", lambda: None)
+    monkeypatch.setattr("ray.train.report", lambda *args, **how: None)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    cost = pretrain.feeding(quick=True)
+    assert cost == {"images_per_s": 16, "images_per_cpu_s": 8, "feeding_share": 1, "feeding_cpu_share": 1}
 
 
 def test_an_interrupted_benchmark_measures_only_what_is_missing(tmp_path, monkeypatch):
