@@ -119,12 +119,12 @@ def _clock() -> np.ndarray:
 
 
 def _alternate(settings: dict[str, Any]) -> dict[str, list[float]]:
-    """What Ray Train's worker runs. Returns means over turns."""
+    """What Ray Train's worker runs. Returns medians over turns."""
     import ray
 
     worker = Alternating(settings["job"], ray.get(settings["job"].views), ray.get(settings["job"].held))
     worker.run()
-    return {"fed": np.mean(worker.fed, axis=0).tolist(), "bare": np.mean(worker.bare, axis=0).tolist()}
+    return {"fed": np.median(worker.fed, axis=0).tolist(), "bare": np.median(worker.bare, axis=0).tolist()}
 
 
 def _lake_of_jpegs(folder: Path, count: int) -> Any:

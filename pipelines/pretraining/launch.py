@@ -32,7 +32,7 @@ def launch(
 
     # Ray Train takes note of one checkpoint a look: at its own 2 s, a run that writes them faster waits for it at the end,
     # and loses to a death what lies in the queue.
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     connect()
     plan, run = ready.plan, ready.plan.run
     scaling, device, feed = _scale(ready)
