@@ -64,6 +64,10 @@ class BEiT(Objective):
         mask = MaskPlan("mask", (side, side), "blockwise", count=config.masked, min_block=config.min_block)
         return ViewPlan((crop,), (mask,))
 
+    def set_step(self, step: int) -> None:
+        super().set_step(step)
+        self.batch_coupled = self.learns_tokenizer  # the codebook moves once a step, by the whole batch
+
     @property
     def learns_tokenizer(self) -> bool:
         """Whether this step still trains the tokenizer."""

@@ -68,7 +68,7 @@ class Objective(nn.Module):
     Config: ClassVar[type[ObjectiveConfig]] = ObjectiveConfig
     defaults: ClassVar[TrainDefaults] = TrainDefaults()
     # Whether a sample's loss depends on the others of its batch, so that micro-batches must be put together again.
-    batch_coupled: ClassVar[bool] = True
+    batch_coupled: bool = True
     # Whether kNN is a fair gate; MAE and BEiT are judged by a probe (their features are not linear in class distance).
     knn_gate: ClassVar[bool] = True
 
