@@ -144,6 +144,15 @@ CATALOGUE: tuple[ModelCard, ...] = (
         "vfm-pipelines",
     ),
     ModelCard(
+        "sam2",
+        "pocket",
+        ("segment", "track"),
+        f"masks from boxes and clicks, followed through video{_POCKET}",
+        _APACHE,
+        partial(_pocket, "sam2", "Sam2VideoModel", "Sam2VideoConfig"),
+        "vfm-pipelines",
+    ),
+    ModelCard(
         "timm",
         "tf_efficientnet_lite0",
         _EMBED,
