@@ -38,6 +38,7 @@ embed: [clip:pocket]
 detect:
   model: owlvit:pocket
   prompts: {colour_prompts()}
+  threshold: 0.5
 """
 TRACKING = "track: {model: sam2:pocket}\n"
 

@@ -74,7 +74,7 @@ def _say_metrics(metrics: dict[str, float]) -> None:
 
 
 PIPELINE_RECIPE = """embed: []
-detect: {prompts: "%s"}
+detect: {prompts: "%s", threshold: 0.5}
 track: {detect_every: 15}
 """
 
