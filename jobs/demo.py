@@ -6,7 +6,6 @@ generated on the spot, whose truth is known, so that `vfm eval` can say how well
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
 import sys
 import time
@@ -18,6 +17,7 @@ import typer
 from jobs.cli import main as vfm
 from jobs.cli import run
 from vfm_ops.errors import UsageError, VfmError
+from vfm_ops.packages import package_folder
 from vfm_ops.pocket import is_shipped
 from vfm_ops.world.vocabulary import colour_prompts
 
@@ -98,10 +98,10 @@ def build_corpus(folder: Path) -> int:
     """Copies the media of the installed packages into a folder each. Returns how many files; UsageError when none."""
     count = 0
     for package, (inner, patterns) in MEDIA.items():
-        spec = importlib.util.find_spec(package)
-        if spec is None or not spec.submodule_search_locations:
+        root = package_folder(package)
+        if root is None:
             continue
-        source = Path(spec.submodule_search_locations[0]) / inner
+        source = root / inner
         for path in sorted(p for pattern in patterns for p in source.glob(pattern) if p.is_file()):
             target = folder / package / path.name
             target.parent.mkdir(parents=True, exist_ok=True)

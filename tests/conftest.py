@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from pathlib import Path
 
 import pytest
+
+from vfm_ops.packages import package_folder
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -15,10 +16,10 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 def package_dir(name: str) -> Path:
     """Folder of an installed package, found without importing it; skips the test when it is absent."""
-    spec = importlib.util.find_spec(name)
-    if spec is None or not spec.submodule_search_locations:
+    folder = package_folder(name)
+    if folder is None:
         pytest.skip(f"needs the package that provides {name}: make setup")
-    return Path(next(iter(spec.submodule_search_locations)))
+    return folder
 
 
 def debian_file(path: str, package: str) -> Path:

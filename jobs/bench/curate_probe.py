@@ -84,9 +84,8 @@ def _retrieved(x_ND: np.ndarray, y_N: np.ndarray, target: int, seed: int, per_cl
     """Rows retrieved by the classes of a class-balanced seed set, which is part of them."""
     shuffled = np.random.default_rng(seed).permutation(len(x_ND))
     rows = np.concatenate([shuffled[y_N[shuffled] == c][:per_class] for c in range(CLASSES)])
-    found = classify(local_map(x_ND), fit_discriminant(x_ND[rows], y_N[rows]))
-    found.class_N[rows], found.margin_N[rows] = y_N[rows], np.inf
-    return balanced_rows(found, target)
+    known = dict(zip(rows.tolist(), y_N[rows].tolist(), strict=True))
+    return balanced_rows(classify(local_map(x_ND), fit_discriminant(x_ND[rows], y_N[rows]), known), target)
 
 
 def class_entropy(label_N: np.ndarray) -> float:

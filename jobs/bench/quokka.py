@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 from jobs.bench.media import VTEST, read_frames
 from vfm_ops.errors import UsageError
 from vfm_ops.media.encode import write_video
+from vfm_ops.packages import package_folder
 from vfm_ops.world.corpus import rle, xywh
 from vfm_ops.world.scene import visible_boxes
 
@@ -27,10 +27,9 @@ class Scene:
 
 def cut_out(height: int) -> tuple[np.ndarray, np.ndarray]:
     """The quokka `height` pixels tall: RGB and its mask."""
-    spec = importlib.util.find_spec("imgaug")
-    if spec is None or not spec.submodule_search_locations:
+    folder = package_folder("imgaug")
+    if folder is None:
         raise UsageError("the quokka is missing: pip install --no-deps -r media-requirements.txt")
-    folder = Path(spec.submodule_search_locations[0])
     image = cv2.cvtColor(cv2.imread(str(folder / "quokka.jpg")), cv2.COLOR_BGR2RGB)
     corners = json.loads((folder / "quokka_annotations.json").read_text())["polygons"][0]["keypoints"]
     polygon = np.array([[p["x"], p["y"]] for p in corners])

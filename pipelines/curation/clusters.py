@@ -162,17 +162,16 @@ def _retrieve_classes(
     Returns the margin to be reached in each class. An item that is a seed itself has its own class.
     """
     names, class_S = seeds.classes()
-    found = classify(pool.vectors(rows).map_blocks, fit_discriminant(seeds.vectors, class_S))
-    known = dict(zip(seeds.ids, class_S.tolist(), strict=True))
-    for place, frame_id in enumerate(pool.items.frame_id.take(pa.array(rows)).to_pylist()):
-        if frame_id in known:
-            found.class_N[place], found.margin_N[place] = known[frame_id], np.inf
+    class_of = dict(zip(seeds.ids, class_S.tolist(), strict=True))
+    ids = pool.items.frame_id.take(pa.array(rows)).to_pylist()
+    known = {place: class_of[i] for place, i in enumerate(ids) if i in class_of}
+    found = classify(pool.vectors(rows).map_blocks, fit_discriminant(seeds.vectors, class_S), known)
     floor_C = state.seed_floor_S if standing_run and state is not None else None
     kept = np.zeros(len(rows), bool)
     kept[balanced_rows(found, total) if floor_C is None else found.margin_N >= floor_C[found.class_N]] = True
     label = np.array(names, object)[found.class_N]
     pool.fates.settle("class_full", rows[~kept], label=label[~kept])
-    pool.seed_of = {item: (name, np.inf) for item, name in zip(rows[kept].tolist(), label[kept].tolist())}
+    pool.seed_of = {item: (name, np.nan) for item, name in zip(rows[kept].tolist(), label[kept].tolist())}
     if standing_run:
         return None
     return np.array([found.margin_N[kept & (found.class_N == c)].min(initial=np.inf) for c in range(len(names))])

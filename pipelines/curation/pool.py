@@ -30,7 +30,7 @@ class Pool:
     fate of an earlier run. standing: of those others, the ones that outlived deduplication: duplicates of them are dropped.
     label: finest cluster, -1 unknown. centroids: of
     the finest level of an earlier run. stands_for: duplicates dropped in an item's favour.
-    sets: size of each outside set. seed_of: which seed retrieved an item, and its cosine.
+    sets: size of each outside set. seed_of: which seed, or class of seeds, retrieved an item, and its cosine or NaN.
     """
 
     lake: Lake

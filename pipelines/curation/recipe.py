@@ -186,13 +186,13 @@ class CurationRecipe(_Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> CurationRecipe:
+        retrieved = self.retrieve and self.retrieve.mode
         needs = [
             name
             for name, wanted in (
                 ("sample", self.sample is not None),
                 ("prune", self.prune is not None),
-                ("retrieve.mode clusters", self.retrieve is not None and self.retrieve.mode == "clusters"),
-                ("retrieve.mode classes", self.retrieve is not None and self.retrieve.mode == "classes"),
+                *((f"retrieve.mode {mode}", mode == retrieved) for mode in ("clusters", "classes")),
             )
             if wanted
         ]

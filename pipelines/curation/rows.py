@@ -23,15 +23,15 @@ def settle_kept(pool: Pool, drawn: np.ndarray, state: ClusterState | None) -> No
     rows = np.flatnonzero(pool.alive)
     found = np.array([int(r) in pool.seed_of for r in rows], bool)
     seeds = [pool.seed_of[int(r)] for r in rows[found]]
-    cosine = np.array([c for _, c in seeds], np.float32)
-    names = np.array([n for n, _ in seeds], object)
-    near, whole = np.isfinite(cosine), np.isnan(cosine)
-    of_class = np.isposinf(cosine)
-    pool.fates.settle("retrieved", rows[found][near], seed=names[near].tolist(), cosine=cosine[near])
-    pool.fates.settle("seed_class", rows[found][of_class], label=names[of_class].tolist())
-    names, whole = names[whole], rows[found][whole]
-    paths: np.ndarray | list[str] = state.paths(pool.label[whole]) if state else []
-    pool.fates.settle("seed_cluster", whole, cluster=paths, seed=names.tolist())
+    names = [n for n, _ in seeds]
+    match pool.recipe.retrieve.mode if pool.recipe.retrieve else None:
+        case "nearest":
+            pool.fates.settle("retrieved", rows[found], seed=names, cosine=np.array([c for _, c in seeds], np.float32))
+        case "clusters":
+            paths: np.ndarray | list[str] = state.paths(pool.label[rows[found]]) if state else []
+            pool.fates.settle("seed_cluster", rows[found], cluster=paths, seed=names)
+        case "classes":
+            pool.fates.settle("seed_class", rows[found], label=names)
     rest = rows[~found]
     stands = pool.stands_for[rest] > 0
     preference = ", then ".join(pool.recipe.deduplicate.keep) or "first seen"

@@ -6,6 +6,7 @@ classes does not care how often a class comes. Legend: S seeds, D dimensions, C 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -61,14 +62,20 @@ def _classify(block: Block, discriminant: Discriminant) -> list[Any]:
 CLASSIFY = BlockStep(_classify, lambda a, b: a + b)
 
 
-def classify(map_blocks: MapBlocks, discriminant: Discriminant) -> Classified:
-    """The class of every row, over all blocks. Raises UsageError when dimensions differ."""
+def classify(map_blocks: MapBlocks, discriminant: Discriminant, known: Mapping[int, int]) -> Classified:
+    """The class of every row, over all blocks. Raises UsageError when dimensions differ.
+
+    known: class of the rows that are seeds themselves; no margin is larger than theirs.
+    """
     parts = sorted(run_step(map_blocks, CLASSIFY, discriminant) or [], key=lambda part: part[0])
     none = [np.zeros(0, np.int64)], [np.zeros(0, np.float32)]
-    return Classified(
+    found = Classified(
         np.concatenate([label for _, label, _ in parts] or none[0]),
         np.concatenate([margin for _, _, margin in parts] or none[1]),
     )
+    rows = list(known)
+    found.class_N[rows], found.margin_N[rows] = list(known.values()), np.inf
+    return found
 
 
 def balanced_rows(found: Classified, total: int) -> np.ndarray:

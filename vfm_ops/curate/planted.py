@@ -7,7 +7,6 @@ whose garments resemble each other closely and so test precision.
 from __future__ import annotations
 
 import gzip
-import importlib.util
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import cv2
 import numpy as np
 
 from vfm_ops.errors import UsageError
+from vfm_ops.packages import package_folder
 
 TILE = 160
 _OPENCV_DOC = Path("/usr/share/doc/opencv-doc/examples/data")
@@ -50,9 +50,8 @@ def photographs() -> list[Path]:
     """Photographs at hand, sorted by name; empty where none of the packages is installed."""
     folders = [_OPENCV_DOC]
     for package, inner in (("skimage", "data"), ("perception", "testing/images"), ("gradio", "media_assets/images")):
-        spec = importlib.util.find_spec(package)
-        if spec is not None and spec.submodule_search_locations:
-            folders.append(Path(next(iter(spec.submodule_search_locations))) / inner)
+        if folder := package_folder(package):
+            folders.append(folder / inner)
     files = [f for folder in folders if folder.is_dir() for f in sorted(folder.iterdir())]
     kinds = (".jpg", ".jpeg", ".png")
     return [f for f in files if f.suffix.lower() in kinds and not any(twin in f.name for twin in _TWINS + _MORE_TWINS)]

@@ -6,13 +6,13 @@ Some photographs and one procedural family belong to the held-out split only.
 from __future__ import annotations
 
 import functools
-import importlib.util
 from pathlib import Path
 
 import cv2
 import numpy as np
 
 from vfm_ops.errors import MediaError
+from vfm_ops.packages import package_folder
 
 # package: (sub-folder, file names); `!` marks what only the held-out split shows.
 _PHOTOGRAPHS = {
@@ -37,10 +37,10 @@ def photographs(split: str) -> tuple[Path, ...]:
     """Paths of a split's photographs, of those packages that are installed; may be empty."""
     found: list[Path] = []
     for package, (folder, names) in _PHOTOGRAPHS.items():
-        spec = importlib.util.find_spec(package)
-        if spec is None or not spec.submodule_search_locations:
+        installed = package_folder(package)
+        if installed is None:
             continue
-        root = Path(next(iter(spec.submodule_search_locations))) / folder
+        root = installed / folder
         wanted = [n.lstrip("!") for n in names.split() if n.startswith("!") == (split == "heldout")]
         found += [root / n for n in wanted if (root / n).is_file()]
     return tuple(found)

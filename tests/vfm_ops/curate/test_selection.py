@@ -131,9 +131,9 @@ def test_classes_of_seeds_are_retrieved_in_equal_numbers_however_rare_they_are()
     data_ND = (centre_CD[truth] + rng.normal(0, 0.4, (len(truth), 16))).astype(np.float32)
     class_S = np.repeat(np.arange(3), 30)
     seed_SD = (centre_CD[class_S] + rng.normal(0, 0.4, (90, 16))).astype(np.float32)
-    found = classify(local_map(data_ND, block_rows=700), fit_discriminant(seed_SD, class_S))
+    found = classify(local_map(data_ND, block_rows=700), fit_discriminant(seed_SD, class_S), {})
     assert (found.class_N == truth).mean() > 0.97
-    whole = classify(local_map(data_ND, workers=2), fit_discriminant(seed_SD, class_S))
+    whole = classify(local_map(data_ND, workers=2), fit_discriminant(seed_SD, class_S), {})
     assert (whole.class_N == found.class_N).all()
     kept = balanced_rows(found, 240)
     assert (np.diff(kept) > 0).all()
@@ -145,4 +145,4 @@ def test_classes_of_seeds_are_retrieved_in_equal_numbers_however_rare_they_are()
     with pytest.raises(UsageError, match="two classes or more"):
         fit_discriminant(seed_SD, np.zeros(90, int))
     with pytest.raises(UsageError, match="dimension 8"):
-        classify(local_map(unit(4)), fit_discriminant(unit(6, 8), np.arange(6) % 2))
+        classify(local_map(unit(4)), fit_discriminant(unit(6, 8), np.arange(6) % 2), {})
