@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from jobs.detect import DEFAULT_DETECTOR
+from jobs.track import DEFAULT_TRACKER
 from vfm_ops.errors import UsageError
 
 if TYPE_CHECKING:
@@ -36,9 +38,14 @@ def command(
     host: Annotated[str, typer.Option(help="Address to listen on; beyond loopback a token is required.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.", min=1, max=65535)] = 8000,
     embed: Annotated[list[str] | None, typer.Option(help=f"Embedding model beyond the lake's own; {MANY}.")] = None,
-    detect: Annotated[list[str] | None, typer.Option(help=f"Detector, family:name-or-path; {MANY}.")] = None,
-    segment: Annotated[str | None, typer.Option(help="SAM or SAM 2 checkpoint for clicks on images.")] = None,
-    track: Annotated[str | None, typer.Option(help="SAM 2 video checkpoint for tracking.")] = None,
+    detect: Annotated[
+        list[str] | None,
+        typer.Option(help=f"Detector, family:name-or-path, or none; {MANY}. Default: {DEFAULT_DETECTOR}."),
+    ] = None,
+    segment: Annotated[
+        str, typer.Option(help="SAM or SAM 2 checkpoint for clicks on images, or none.")
+    ] = DEFAULT_TRACKER,
+    track: Annotated[str, typer.Option(help="SAM 2 video checkpoint for tracking, or none.")] = DEFAULT_TRACKER,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda, for all models.")] = "auto",
     token_env: Annotated[str, typer.Option(help="Environment variable that holds the bearer token.")] = "VFM_TOKEN",
     read_only: Annotated[bool, typer.Option("--read-only", help="The page may not write selections.")] = False,
@@ -57,6 +64,9 @@ def command(
     start(settings, host, port)
     shown = f"[{host}]" if ":" in host else host
     print(f"serving {lake} on http://{shown}:{port}  (API: /v1/openapi.json; stop with Ctrl-C)", flush=True)
+    tasks = {"detect": ", ".join(d["spec"] for d in settings["detect"])}
+    tasks |= {task: settings[task]["spec"] for task in ("segment", "track") if settings[task]}
+    print("; ".join(f"--{task} {specs}" for task, specs in tasks.items() if specs), flush=True)
     try:
         while not ended.wait(1.0):
             pass
@@ -139,22 +149,22 @@ def _settings(
     lake: str,
     embed: list[str] | None,
     detect: list[str] | None,
-    segment: str | None,
-    track: str | None,
+    segment: str,
+    track: str,
     device: str,
     token_env: str,
     read_only: bool,
     overrides: list[str],
 ) -> dict[str, Any]:
-    def model(spec: str) -> dict[str, Any]:
-        return {"spec": spec, "device": device}
+    def model(spec: str) -> dict[str, Any] | None:
+        return None if spec == "none" else {"spec": spec, "device": device}
 
     settings: dict[str, Any] = {
         "lake": lake,
         "embed": {"extra": tuple(embed or []), "device": device},
-        "detect": tuple(model(spec) for spec in detect or []),
-        "segment": model(segment) if segment else None,
-        "track": model(track) if track else None,
+        "detect": tuple(filter(None, map(model, detect or [DEFAULT_DETECTOR]))),
+        "segment": model(segment),
+        "track": model(track),
         "token_env": token_env,
         "selections": not read_only,
         "limits": {},

@@ -20,7 +20,7 @@ from vfm_ops.pocket.train import save_half
 
 SIZE, HIDDEN, MEMORY = 128, 128, 64
 FEATURES = ((32, 32), (16, 16), (8, 8))
-MAX_POINTERS = 16
+MAX_POINTERS = 8
 # What the released SAM 2 processors use; users' own loaders will normalise so.
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)

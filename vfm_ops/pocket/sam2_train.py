@@ -8,7 +8,7 @@ Legend: B images or clips, N objects, M masks, T frames, S mask side (32), K sup
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from vfm_ops.world.scene import Scene, World, image
 
 SIDE = 64  # masks are supervised at this size, softly, so that edges are learnt below a mask pixel
 STILLS = World(height=sam2.SIZE, width=sam2.SIZE, objects=(2, 5), radius=(0.07, 0.36), overlap=0.35, cutouts=0.25)
-CLIPS = World(height=sam2.SIZE, width=sam2.SIZE, objects=(2, 5), radius=(0.09, 0.26), overlap=0.4, cutouts=0.25)
+CLIPS = World(height=sam2.SIZE, width=sam2.SIZE, objects=(3, 6), radius=(0.09, 0.26), overlap=0.4, cutouts=0.25)
 MIN_AREA = 24
 EVEN_STEPS = 700  # with class-balanced cross-entropy; prompts are understood, all at once, after 250 to 350 of them
 
@@ -85,8 +85,8 @@ def make_stills(seed: int, batch: int, prompts: int, index: int) -> dict[str, np
     return {name: np.stack(rows) for name, rows in out.items()}
 
 
-def make_clips(seed: int, batch: int, objects: int, frames: int, index: int) -> dict[str, np.ndarray]:
-    """Batch `index` of clips, every frame `stride` frames of a 60-frame clip apart.
+def make_clips(seed: int, batch: int, objects: int, frames: int, rollout: int, index: int) -> dict[str, np.ndarray]:
+    """Batch `index` of clips of `frames` frames and 0 ... rollout more, `stride` frames of a 60-frame clip apart.
 
     rgb (B, T, H, W, 3), masks (B, N, T, SIDE, SIDE), present bool (B, N, T); points (B, N, 2, 2), labels (B, N, 2) for frame 0.
     """
@@ -94,10 +94,11 @@ def make_clips(seed: int, batch: int, objects: int, frames: int, index: int) -> 
     rng = np.random.default_rng((seed, 17, index))
     out: dict[str, list[Any]] = {"rgb": [], "points": [], "labels": [], "masks": [], "present": []}
     item = index * batch * 4
+    frames += int(rng.integers(rollout + 1))
     while len(out["rgb"]) < batch:
         made = clip(world, item)
         item += 1
-        stride = int(rng.integers(1, 8))
+        stride = int(rng.integers(1, min(7, (made.frames - 1) // (frames - 1)) + 1))
         start = int(rng.integers(0, made.frames - stride * (frames - 1)))
         first = made.frame(start)
         seen = [k for k in range(len(first.things)) if first.mask(k).sum() >= MIN_AREA]
@@ -169,8 +170,9 @@ def still_losses(model: Any, batch: dict[str, np.ndarray]) -> dict[str, Tensor]:
     return mask_losses(decoded, masks, torch.ones(masks.shape[:2], dtype=torch.bool))
 
 
-def clip_losses(model: Any, batch: dict[str, np.ndarray]) -> dict[str, Tensor]:
-    """Mean losses over the frames of clips: frame 0 is prompted, the others are conditioned on up to 6 + 1 memories."""
+def clip_losses(model: Any, batch: dict[str, np.ndarray], frames: int) -> dict[str, Tensor]:
+    """Mean losses over `frames` frames of clips: the prompted frame 0 and the last ones, which are conditioned on up to 6 + 1
+    memories. Frames between are tracked without gradients: what the model has made of them is what it goes on from."""
     b, t = batch["rgb"].shape[:2]
     n = batch["masks"].shape[1]
     masks_NTKK = torch.from_numpy(batch["masks"]).flatten(0, 1)
@@ -181,28 +183,45 @@ def clip_losses(model: Any, batch: dict[str, np.ndarray]) -> dict[str, Tensor]:
     )
     clicked = bool((labels[0] == 1).any())
     owner_N = torch.arange(b).repeat_interleave(n)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        everything = sam2.encode(model, sam2.to_pixels(batch["rgb"].reshape(b * t, *batch["rgb"].shape[2:])))
+    learnt = [0, *range(t - frames + 1, t)]
+    between = range(1, t - frames + 1)
+    features_at = _encoded(model, batch["rgb"], learnt, owner_N)
+    with torch.no_grad():
+        features_at |= _encoded(model, batch["rgb"], between, owner_N)
     memories: list[Tensor] = []
     pointers: list[Tensor] = []
     sums: dict[str, Tensor] = {}
     for k in range(t):
-        features = everything.of(owner_N * t + k)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            if k == 0:
-                decoded = sam2.decode(model, features, sam2.without_memory(model, features), points, labels, clicked)
-            else:
-                past = [(0, memories[0])] + [(k - j, memories[j]) for j in range(max(1, k - 6), k)]
-                places = [(k, pointers[0])] + [(k - j, pointers[j]) for j in range(k - 1, 0, -1)]
-                conditioned = sam2.with_memory(model, features.low_BCHW, past, places)
-                decoded = sam2.decode(model, features, conditioned, None, None, False)
-        for name, value in mask_losses(decoded, masks_NTKK[:, k, None], present_NT[:, k, None]).items():
-            sums[name] = sums.get(name, 0) + value / t
-        if k + 1 < t:
-            memory, pointer = _remember(model, features, decoded, k == 0)
-            memories.append(memory)
-            pointers.append(pointer)
+        features = features_at[k]
+        with torch.set_grad_enabled(k in learnt):
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                if k == 0:
+                    plain = sam2.without_memory(model, features)
+                    decoded = sam2.decode(model, features, plain, points, labels, clicked)
+                else:
+                    past = [(0, memories[0])] + [(k - j, memories[j]) for j in range(max(1, k - 6), k)]
+                    recent = range(k - 1, max(0, k - sam2.MAX_POINTERS), -1)
+                    places = [(k, pointers[0])] + [(k - j, pointers[j]) for j in recent]
+                    conditioned = sam2.with_memory(model, features.low_BCHW, past, places)
+                    decoded = sam2.decode(model, features, conditioned, None, None, False)
+            if k in learnt:
+                for name, value in mask_losses(decoded, masks_NTKK[:, k, None], present_NT[:, k, None]).items():
+                    sums[name] = sums.get(name, 0) + value / frames
+            if k + 1 < t:
+                memory, pointer = _remember(model, features, decoded, k == 0)
+                memories.append(memory)
+                pointers.append(pointer)
     return sums
+
+
+def _encoded(model: Any, rgb_BTHWC: np.ndarray, times: Sequence[int], owner_N: Tensor) -> dict[int, sam2.Features]:
+    """Features of these frames, each for its N objects."""
+    if not times:
+        return {}
+    rgb = rgb_BTHWC[:, list(times)]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        features = sam2.encode(model, sam2.to_pixels(rgb.reshape(-1, *rgb.shape[2:])))
+    return {k: features.of(owner_N * len(times) + i) for i, k in enumerate(times)}
 
 
 def _remember(model: Any, features: sam2.Features, decoded: sam2.Decoded, prompted: bool) -> tuple[Tensor, Tensor]:
@@ -229,8 +248,8 @@ class Stills:
 class Clips:
     """Picklable maker of batches of clips for worker processes."""
 
-    def __init__(self, seed: int, batch: int, objects: int, frames: int) -> None:
-        self.settings = seed, batch, objects, frames
+    def __init__(self, seed: int, batch: int, objects: int, frames: int, rollout: int) -> None:
+        self.settings = seed, batch, objects, frames, rollout
 
     def __call__(self, index: int) -> dict[str, np.ndarray]:
         return make_clips(*self.settings, index)
@@ -269,6 +288,7 @@ def train_clips(
     batch: int = 4,
     objects: int = 2,
     frames: int = 6,
+    rollout: int = 0,
     lr: float = 2e-3,
     decay: float = 1.0,
     even: bool = False,
@@ -279,12 +299,12 @@ def train_clips(
 ) -> None:
     """Stage 2: memory on clips, with a batch of stills every fourth step so that prompts are not forgotten.
 
-    decay: see `scheduled_lr`. even: balanced cross-entropy in the focal loss's place.
+    rollout: see `make_clips`. decay: see `scheduled_lr`. even: balanced cross-entropy in the focal loss's place.
     """
     updates, average, log = optimisers(model, lr, 0.02, 0.99), Average(model), Log(50, say)
     stills = stream(Stills(seed + 1, 16, 4), steps, 0)
-    for step, item in enumerate(stream(Clips(seed, batch, objects, frames), steps, workers)):
-        losses = clip_losses(model, item)
+    for step, item in enumerate(stream(Clips(seed, batch, objects, frames, rollout), steps, workers)):
+        losses = clip_losses(model, item, frames)
         loss = total(losses, even)
         if step % 4 == 3:
             loss = loss + total(still_losses(model, next(stills)))
@@ -301,16 +321,18 @@ def train(
     still_steps: int = 2500,
     short_steps: int = 600,
     clip_steps: int = 1800,
+    rollout_steps: int = 1500,
     seed: int = 2,
     say: Callable[[str], None] = print,
     checkpoint: Path | None = None,
 ) -> Any:
-    """Stills, clips of three frames, clips of six, from random weights. Returns the model."""
+    """Stills, clips of three frames, of six, and of up to 26, from random weights. Returns the model."""
     torch.manual_seed(seed)
     model = sam2.make_model()
     quick_attention(model)
     train_stills(model, still_steps, seed=seed, say=say, checkpoint=checkpoint)
     train_memory(model, short_steps, clip_steps, seed + 1, say, checkpoint)
+    train_rollout(model, rollout_steps, seed + 3, say, checkpoint)
     return model.eval()
 
 
@@ -323,3 +345,8 @@ def train_memory(
     shared: dict[str, Any] = {"say": say, "checkpoint": checkpoint}
     train_clips(model, short_steps, batch=8, frames=3, decay=0.0, even=True, seed=seed, **shared)
     train_clips(model, clip_steps, seed=seed + 1, **shared)
+
+
+def train_rollout(model: Any, steps: int, seed: int, say: Callable[[str], None], checkpoint: Path | None) -> None:
+    """Stage 3: to go on from its own memories of up to 20 frames that no gradient has seen, as in a long video."""
+    train_clips(model, steps, rollout=20, lr=1.5e-3, seed=seed, say=say, checkpoint=checkpoint)

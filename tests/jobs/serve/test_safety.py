@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import struct
 import zlib
 
@@ -19,7 +20,7 @@ from jobs.serve.metrics import Metrics
 from jobs.serve.problems import Problem, problem_of
 from jobs.serve.safety import Guard, is_loopback, restricted_filter
 from jobs.serve.settings import RequestLimits
-from vfm_ops.errors import UsageError
+from vfm_ops.errors import UsageError, VfmError
 
 # -- the guard, around an application of its own -----------------------------------------------------------------------
 
@@ -355,6 +356,32 @@ def test_listening_beyond_loopback_needs_a_token(served, capsys, monkeypatch):
 def test_a_lake_that_is_none_is_said(tmp_path, capsys):
     assert main(["serve", "--lake", str(tmp_path)]) == 2
     assert "is not a lake" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ([], ("owlvit:pocket", "sam2:pocket", "sam2:pocket")),
+        (["--detect", "owlvit:pocket", "--segment", "sam:there"], ("owlvit:pocket", "sam:there", "sam2:pocket")),
+        (["--detect", "none", "--segment", "none", "--track", "none"], (None, None, None)),
+    ],
+)
+def test_shipped_models_are_served_unless_others_or_none_are_named(served, monkeypatch, options, expected):
+    settings = {}
+
+    def start(given, host, port):
+        settings.update(given)
+        raise VfmError("far enough")
+
+    monkeypatch.setattr("jobs.serve.start", start)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    assert main(["serve", "--lake", served.lake.root, "--port", port, *options]) == 3
+    detect, segment, track = expected
+    assert [d["spec"] for d in settings["detect"]] == ([detect] if detect else [])
+    assert (settings["segment"] and settings["segment"]["spec"]) == segment
+    assert (settings["track"] and settings["track"]["spec"]) == track
 
 
 def test_an_unknown_setting_names_the_nearest(tmp_path):

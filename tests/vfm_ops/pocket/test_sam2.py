@@ -50,11 +50,10 @@ def test_batched_steps_equal_the_librarys_session(model):
             )
         else:
             past = [(0, memories[0])] + [(t - j, memories[j]) for j in range(max(1, t - 6), t)]
-            places = [(t, pointers[0])] + [(t - j, pointers[j]) for j in range(t - 1, 0, -1)]
-            # transformers scales pointer ages by the clip's length when it is under 16 frames.
-            scaled = [(age * (sam2.MAX_POINTERS - 1) / 8, p) for age, p in places]
+            recent = range(t - 1, max(0, t - sam2.MAX_POINTERS), -1)
+            places = [(t, pointers[0])] + [(t - j, pointers[j]) for j in recent]
             decoded = sam2.decode(
-                model, features[t], sam2.with_memory(model, features[t].low_BCHW, past, scaled), None, None, False
+                model, features[t], sam2.with_memory(model, features[t].low_BCHW, past, places), None, None, False
             )
         masks = decoded.masks_BNMSS[:, 0, 0]
         full = (
@@ -92,19 +91,34 @@ def test_absent_objects_teach_presence_only():
 
 
 def test_clip_batches_start_with_a_visible_object():
-    batch = sam2_train.make_clips(0, 2, 2, 4, 1)
+    batch = sam2_train.make_clips(0, 2, 2, 4, 0, 1)
     assert batch["rgb"].shape == (2, 4, 128, 128, 3)
     assert batch["present"][:, :, 0].all()
     assert ((batch["masks"].sum((3, 4)) > 0) == batch["present"]).all()
 
 
 def test_losses_of_a_clip_reach_every_memory_parameter(model):
-    batch = sam2_train.make_clips(0, 1, 1, 3, 0)
+    batch = sam2_train.make_clips(0, 1, 1, 3, 0, 0)
     model.zero_grad()
-    sam2_train.total(sam2_train.clip_losses(model, batch)).backward()
+    sam2_train.total(sam2_train.clip_losses(model, batch, 3)).backward()
     without = [n for n, p in model.named_parameters() if n.startswith(("memory_", "object_pointer")) and p.grad is None]
     assert not without
     model.zero_grad()
+
+
+def test_frames_before_the_last_ones_are_tracked_but_teach_nothing(model):
+    """However long the rollout, gradients come from the prompted frame and the last ones: 3 of these 9."""
+    batches = (sam2_train.make_clips(0, 1, 1, 3, 6, index) for index in range(20))
+    batch = next(b for b in batches if b["rgb"].shape[1] == 9)
+    learnt: list[bool] = []
+    hook = model.mask_decoder.register_forward_hook(lambda *_: learnt.append(torch.is_grad_enabled()))
+    losses = sam2_train.clip_losses(model, batch, 3)
+    hook.remove()
+    assert learnt == [True, *[False] * 6, True, True]
+    masks = batch["masks"].copy()
+    masks[:, :, 1:7] = 1 - masks[:, :, 1:7]
+    again = sam2_train.clip_losses(model, batch | {"masks": masks}, 3)
+    assert sam2_train.total(losses).item() == sam2_train.total(again).item()
 
 
 @torch.no_grad()
