@@ -214,8 +214,8 @@ class Sam2Recipe:
     def train(self, seed: int, scale: float, directory: Path) -> Any:
         from vfm_ops.pocket import sam2_train
 
-        stills, short, clips, rollout = (_scaled(n, scale) for n in (2500, 600, 1800, 1500))
-        return sam2_train.train(stills, short, clips, rollout, seed, checkpoint=directory)
+        stills, short, clips, *rollouts = (_scaled(n, scale) for n in (2500, 600, 1800, 1500, 1200))
+        return sam2_train.train(stills, short, clips, rollouts, seed, checkpoint=directory)
 
     def save(self, trained: Any, directory: Path) -> None:
         from vfm_ops.pocket import sam2
