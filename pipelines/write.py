@@ -14,7 +14,7 @@ from pipelines.detect import DETECTED, detection_rows
 from pipelines.frames import is_frame
 from pipelines.lake import CHILD_TABLES, SCHEMAS, Lake
 
-FLUSH_BYTES = 48 << 20
+FLUSH_BYTES = 12 << 20  # what is left to write when the last frame is embedded keeps nobody busy but the writer
 
 RESULT = pa.schema(
     [
