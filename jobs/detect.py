@@ -19,8 +19,7 @@ from vfm_ops.evaluate.sheet import contact_sheet
 from vfm_ops.media.frame import DecodeSettings
 from vfm_ops.media.sandbox import Sandbox
 from vfm_ops.media.source import MediaSource
-
-DEFAULT_DETECTOR = "owlvit:pocket"
+from vfm_ops.pocket import DEFAULT_DETECTOR
 
 
 def command(

@@ -12,15 +12,13 @@ import numpy as np
 import typer
 
 from jobs.cli import run
-from jobs.detect import DEFAULT_DETECTOR
 from vfm_ops.errors import UsageError
 from vfm_ops.evaluate.overlay import draw_objects
 from vfm_ops.media.encode import write_video
 from vfm_ops.media.frame import DecodeSettings, Frame
 from vfm_ops.media.sandbox import Sandbox
 from vfm_ops.media.source import MediaSource
-
-DEFAULT_TRACKER = "sam2:pocket"
+from vfm_ops.pocket import DEFAULT_DETECTOR, DEFAULT_TRACKER
 
 
 def command(

@@ -13,6 +13,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from vfm_ops.errors import UsageError
+from vfm_ops.pocket import DEFAULT_DETECTOR, DEFAULT_TRACKER
 
 
 class _Section(BaseModel):
@@ -73,7 +74,7 @@ class Detect(_Section):
     """Open-vocabulary detection on the sampled frames."""
 
     prompts: str  # 'person . bicycle .'
-    model: str = "owlvit:pocket"
+    model: str = DEFAULT_DETECTOR
     threshold: float = Field(0.3, ge=0, le=1)
     nms_iou: float = Field(0.5, gt=0, le=1)
 
@@ -81,7 +82,7 @@ class Detect(_Section):
 class Track(_Section):
     """SAM 2 carries what `detect` finds through every frame of a video."""
 
-    model: str = "sam2:pocket"
+    model: str = DEFAULT_TRACKER
     detect_every: int = Field(15, gt=0)  # frames between detections
     max_objects: int = Field(64, gt=0)
     chunk_frames: int = Field(256, gt=0)  # a killed run resumes a video within one chunk

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from jobs.detect import DEFAULT_DETECTOR
-from jobs.track import DEFAULT_TRACKER
 from vfm_ops.errors import UsageError
+from vfm_ops.pocket import DEFAULT_DETECTOR, DEFAULT_TRACKER
 
 if TYPE_CHECKING:
     from jobs.serve.listener import Listener
@@ -64,9 +63,10 @@ def command(
     start(settings, host, port)
     shown = f"[{host}]" if ":" in host else host
     print(f"serving {lake} on http://{shown}:{port}  (API: /v1/openapi.json; stop with Ctrl-C)", flush=True)
-    tasks = {"detect": ", ".join(d["spec"] for d in settings["detect"])}
-    tasks |= {task: settings[task]["spec"] for task in ("segment", "track") if settings[task]}
-    print("; ".join(f"--{task} {specs}" for task, specs in tasks.items() if specs), flush=True)
+    models = [("detect", choice) for choice in settings["detect"]]
+    models += [(task, settings[task]) for task in ("segment", "track") if settings[task]]
+    for task, choice in models:
+        print(f"--{task} {choice['spec']}", flush=True)
     try:
         while not ended.wait(1.0):
             pass

@@ -12,6 +12,9 @@ from vfm_ops.errors import UsageError, WeightsUnavailable
 
 # family of a model spec -> directory: `clip:pocket`, `owlvit:pocket`, `sam2:pocket`, `timm:pocket`.
 POCKET = {"clip": "pocket-clip", "owlvit": "pocket-owl", "sam2": "pocket-sam2", "timm": "pocket-dino"}
+# What commands and recipes use where no detector or tracker is named.
+DEFAULT_DETECTOR = "owlvit:pocket"
+DEFAULT_TRACKER = "sam2:pocket"
 WEIGHTS = Path(__file__).parent / "weights"
 
 

@@ -319,11 +319,11 @@ def train_clips(
 
 
 def train(
-    still_steps: int = 2500,
-    short_steps: int = 600,
-    clip_steps: int = 1800,
-    rollouts: Sequence[int] = (1500, 1200),
-    seed: int = 2,
+    still_steps: int,
+    short_steps: int,
+    clip_steps: int,
+    rollouts: Sequence[int],
+    seed: int,
     say: Callable[[str], None] = print,
     checkpoint: Path | None = None,
 ) -> Any:

@@ -105,11 +105,11 @@ export function detectionBox(detection) {
   return { box: detection.box, label, colour: colourOf(detection.label), hidden: false };
 }
 
-// Intersection over union of two boxes, xyxy.
-export function overlap(a, b) {
+// Whether two boxes, xyxy, are of one thing: their intersection is more than half of their union.
+export function same(a, b) {
   const area = ([x1, y1, x2, y2]) => Math.max(0, x2 - x1) * Math.max(0, y2 - y1);
   const both = area([Math.max(a[0], b[0]), Math.max(a[1], b[1]), Math.min(a[2], b[2]), Math.min(a[3], b[3])]);
-  return both / Math.max(1e-9, area(a) + area(b) - both);
+  return both > 0.5 * (area(a) + area(b) - both);
 }
 
 export function objectColour(id) {

@@ -2,7 +2,7 @@
 import { call, clock, frameUrl, toast } from "./api.js";
 import { element } from "./grid.js";
 import { colourOf } from "./mask.js";
-import { detectionBox, objectColour, overlap, Stage } from "./stage.js";
+import { detectionBox, objectColour, same, Stage } from "./stage.js";
 import { VideoView } from "./video.js";
 
 const $ = (id) => document.getElementById(id);
@@ -78,7 +78,7 @@ export class Viewer {
   objects(boxes, tracks = []) {
     // A detection that a track has taken up is that track's: one colour, one box.
     for (const box of boxes) {
-      const track = tracks.find((t) => t.box && overlap(t.box, box.box) > 0.5);
+      const track = tracks.find((t) => t.box && same(t.box, box.box));
       if (track) box.colour = colourOf(track.track_id);
     }
     const masks = tracks.filter((t) => t.mask).map((t) => ({ mask: t.mask, colour: colourOf(t.track_id) }));
@@ -159,7 +159,7 @@ export class Viewer {
     }
     if (this.points.length && Math.abs(seconds - this.clickedAt) > 0.02) this.forget();
     const own = Math.abs(seconds - this.frame.pts_s) < 0.05 ? this.detections ?? [] : [];
-    const others = tracks.filter((t) => !own.some((d) => overlap(d.box, t.box) > 0.5));
+    const others = tracks.filter((t) => !own.some((d) => same(d.box, t.box)));
     this.stage.boxes = [...own, ...others.map((t) => ({ box: t.box, label: t.label, colour: colourOf(t.id) }))];
     if (!own.length && !this.points.length && !this.video.results.size) this.stage.masks = [];
     this.stage.draw();

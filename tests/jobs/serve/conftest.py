@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import requests
 
+from jobs.bench.serve import free_port
 from pipelines.lake import Lake
 from tests.jobs.serve.corpus import make_lake, tiny_clip, tiny_detector, tiny_sam2
 
@@ -74,9 +74,7 @@ def served(tmp_path_factory, serve_cache, models, photographs, bikes, ray_local)
         shutil.copyfile(path, media / path.name)
     shutil.copyfile(bikes, media / "bikes.mp4")
     lake = make_lake(root / "lake", media, models["clip"])
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     choice = {name: {"spec": spec, "replicas": [1, 1]} for name, spec in models.items()}
     settings = {
         "lake": lake.root,

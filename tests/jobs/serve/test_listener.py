@@ -8,6 +8,7 @@ import socket
 
 import pytest
 
+from jobs.bench.serve import free_port
 from jobs.serve.listener import MOST_HEADER_BYTES, Listener
 from vfm_ops.errors import VfmError
 
@@ -39,9 +40,7 @@ async def nothing() -> None:
 
 @pytest.fixture
 def port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        number = probe.getsockname()[1]
+    number = free_port()
     listener = Listener(Echo, nothing, "127.0.0.1", number)
     yield number
     listener.close()

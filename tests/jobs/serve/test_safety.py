@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import socket
 import struct
 import zlib
 
@@ -13,6 +12,7 @@ import requests
 from hypothesis import given
 from hypothesis import strategies as st
 
+from jobs.bench.serve import free_port
 from jobs.bench.serve_hostile import hostile_requests
 from jobs.bench.serve_load import ask as ask_all
 from jobs.cli import main
@@ -374,10 +374,7 @@ def test_shipped_models_are_served_unless_others_or_none_are_named(served, monke
         raise VfmError("far enough")
 
     monkeypatch.setattr("jobs.serve.start", start)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    assert main(["serve", "--lake", served.lake.root, "--port", port, *options]) == 3
+    assert main(["serve", "--lake", served.lake.root, "--port", str(free_port()), *options]) == 3
     detect, segment, track = expected
     assert [d["spec"] for d in settings["detect"]] == ([detect] if detect else [])
     assert (settings["segment"] and settings["segment"]["spec"]) == segment
