@@ -55,6 +55,7 @@ def command(
 
     Lake.open(lake)
     settings = _settings(lake, embed, detect, segment, track, device, token_env, read_only, set_ or [])
+    check_models(settings)
     check_reach(host, token_env)
     check_port(host, port)
     ended = threading.Event()
@@ -120,6 +121,21 @@ def end_serving() -> None:
     while _listening:
         _listening.pop().close()
     serve.shutdown()
+
+
+def check_models(settings: dict[str, Any]) -> None:
+    """UsageError for a model whose weights are not to be had: models load when first asked, too late to be told of it."""
+    from vfm_ops.detect import loading as detect
+    from vfm_ops.embed import checkpoint as embed
+    from vfm_ops.segment import checkpoint as segment
+
+    for spec in settings["embed"]["extra"]:
+        embed.find_checkpoint(spec)
+    for choice in settings["detect"]:
+        detect.find_weights(choice["spec"])
+    for task in ("segment", "track"):
+        if settings[task]:
+            segment.find_checkpoint(settings[task]["spec"], task)
 
 
 def check_reach(host: str, token_env: str) -> None:

@@ -92,6 +92,8 @@ def problem_of(error: BaseException) -> Problem:
         return Problem(
             503, "", "The worker that had this request died; another takes over: try again.", retry_after_s=1
         )
+    if name == "DeploymentUnavailableError":
+        return Problem(503, "", "The model's worker could not be started; the server's log has the reason.")
     log.error("request failed", exc_info=error)
     return Problem(500, "", "The server failed on this request; its log has the reason.")
 
@@ -103,7 +105,6 @@ _DEAD = frozenset(
         "ActorUnavailableError",
         "WorkerCrashedError",
         "ReplicaUnavailableError",
-        "DeploymentUnavailableError",
         "OwnerDiedError",
         "ObjectLostError",
         "RayChannelError",

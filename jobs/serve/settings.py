@@ -36,6 +36,11 @@ class ModelChoice(Strict):
             raise ValueError("replicas is [least, most] with 0 <= least <= most and most >= 1")
         return value
 
+    @property
+    def is_eager(self) -> bool:
+        """Whether the server does not start without this model."""
+        return self.replicas[0] > 0
+
 
 class EmbedChoice(Strict):
     """The replicas that embed: they hold several models, and answer for each column of the lake with the model that made it.

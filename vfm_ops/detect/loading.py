@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vfm_ops.errors import UsageError
@@ -18,6 +19,20 @@ FAMILY_OF_MODEL_TYPE = {
 }
 
 
+def find_weights(spec: str) -> tuple[str, Path]:
+    """Family, and the folder or file of the weights, of a detector's spec; nothing is loaded. Errors: see `load_detector`."""
+    family, colon, name = spec.partition(":")
+    if family not in FAMILIES or not colon or not name:
+        raise UsageError(f"detector {spec!r} is unknown: write FAMILY:NAME-OR-PATH with one of {', '.join(FAMILIES)}")
+    if family == "yolo-world":
+        from vfm_ops.detect.yolo_world import checkpoint
+
+        return family, checkpoint.find_weights(name)
+    from vfm_ops.detect.checkpoints import find_checkpoint
+
+    return family, find_checkpoint(family, name, family, FAMILY_OF_MODEL_TYPE)
+
+
 def load_detector(spec: str, *, device: str = "auto", precision: str = "auto", batch_size: int = 8) -> Detector:
     """Load a detector by its spec, `family:name-or-path`.
 
@@ -28,9 +43,7 @@ def load_detector(spec: str, *, device: str = "auto", precision: str = "auto", b
     Raises UsageError for an unknown family or a checkpoint of another architecture, WeightsUnavailable when the weights
     are neither on disk nor to be had.
     """
-    family, colon, name = spec.partition(":")
-    if family not in FAMILIES or not colon or not name:
-        raise UsageError(f"detector {spec!r} is unknown: write FAMILY:NAME-OR-PATH with one of {', '.join(FAMILIES)}")
+    family, weights = find_weights(spec)
 
     from vfm_ops.detect.base import pick_autocast, pick_device
 
@@ -39,19 +52,15 @@ def load_detector(spec: str, *, device: str = "auto", precision: str = "auto", b
     if family == "yolo-world":
         from vfm_ops.detect.yolo_world.detector import YoloWorld
 
-        return YoloWorld.from_weights(name, where, autocast, batch_size)
-
-    from vfm_ops.detect.checkpoints import find_checkpoint
-
-    folder = find_checkpoint(family, name, family, FAMILY_OF_MODEL_TYPE)
+        return YoloWorld.from_weights(weights, where, autocast, batch_size)
     if family == "grounding-dino":
         from vfm_ops.detect.grounding_dino import GroundingDino
 
-        return GroundingDino(folder, where, autocast, batch_size)
+        return GroundingDino(weights, where, autocast, batch_size)
     if family == "omdet-turbo":
         from vfm_ops.detect.omdet_turbo import OmDetTurbo
 
-        return OmDetTurbo(folder, where, autocast, batch_size)
+        return OmDetTurbo(weights, where, autocast, batch_size)
     from vfm_ops.detect.owl import OwlV2, OwlVit
 
-    return (OwlV2 if family == "owlv2" else OwlVit)(folder, where, autocast, batch_size)
+    return (OwlV2 if family == "owlv2" else OwlVit)(weights, where, autocast, batch_size)

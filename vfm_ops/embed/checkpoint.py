@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 from vfm_ops.cache import cache_root, digest_of, read_json, versions, write_once
 from vfm_ops.errors import UsageError, WeightsUnavailable
+from vfm_ops.models import EMBEDDING_FAMILIES, parse_spec
 from vfm_ops.pocket import pocket_path
 
 Kind = Literal["transformers", "timm", "openclip", "lite0"]
@@ -71,6 +72,15 @@ class Checkpoint:
                 while block := file.read(1 << 22):
                     sha.update(block)
         return sha.hexdigest()
+
+
+def find_checkpoint(spec: str) -> Checkpoint:
+    """The checkpoint of an embedding model's spec; nothing is loaded. Raises UsageError for a family that embeds nothing;
+    else see `locate`."""
+    family, name = parse_spec(spec)
+    if family not in EMBEDDING_FAMILIES:
+        raise UsageError(f"{family!r} makes no embeddings: use one of {', '.join(EMBEDDING_FAMILIES)}")
+    return locate(family, name)
 
 
 def locate(family: str, name: str) -> Checkpoint:

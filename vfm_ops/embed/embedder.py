@@ -16,13 +16,12 @@ import numpy as np
 
 from vfm_ops.cache import cache_root, digest_of, read_json, versions, write_once
 from vfm_ops.calibration import dead_leaves
-from vfm_ops.embed.checkpoint import Checkpoint, locate
+from vfm_ops.embed.checkpoint import Checkpoint, find_checkpoint
 from vfm_ops.embed.geometry import Geometry, Preprocess, geometry_of
 from vfm_ops.embed.naflex import pack
 from vfm_ops.embed.text import Tokenize, has_text_tower, text_length, tokenizer_of
 from vfm_ops.errors import UsageError
 from vfm_ops.media.view import View
-from vfm_ops.models import EMBEDDING_FAMILIES, parse_spec
 from vfm_ops.runtime import (
     Batch,
     CompiledModule,
@@ -323,8 +322,5 @@ def _image_key(facts: dict[str, Any], geometry: Geometry, tokens: bool) -> str:
 
 
 def _located(spec: str, preprocess: Preprocess) -> tuple[Checkpoint, Geometry]:
-    family, name = parse_spec(spec)
-    if family not in EMBEDDING_FAMILIES:
-        raise UsageError(f"{family!r} makes no embeddings: use one of {', '.join(EMBEDDING_FAMILIES)}")
-    checkpoint = locate(family, name)
+    checkpoint = find_checkpoint(spec)
     return checkpoint, geometry_of(checkpoint, preprocess)

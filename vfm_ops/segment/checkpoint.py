@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from vfm_ops.errors import UsageError, WeightsUnavailable
+from vfm_ops.models import SEGMENT_FAMILIES
 
 # config.json's model_type -> what it is, in words, and which task it serves.
 KNOWN = {
@@ -15,23 +16,32 @@ KNOWN = {
 }
 
 
-def find_checkpoint(spec: str, accepted: tuple[str, ...], task: str) -> tuple[Path, dict[str, Any]]:
-    """Folder and config.json of a `sam:` / `sam2:` spec, a folder, or a hub id.
+# The model types that serve a task.
+ACCEPTED = {"segment": ("sam", "sam2", "sam2_video"), "track": ("sam2_video",)}
 
-    accepted: the model types that serve `task`. Raises UsageError for another architecture, saying which one it is;
+
+def find_checkpoint(spec: str, task: Literal["segment", "track"]) -> tuple[Path, dict[str, Any]]:
+    """Folder and config.json of a `sam:` / `sam2:` spec, a folder, or a hub id; nothing is loaded.
+
+    Raises UsageError for another architecture, saying which one it is;
     WeightsUnavailable when the weights are neither on disk nor to be had.
     """
     from vfm_ops.embed.checkpoint import locate
 
     family, colon, name = spec.partition(":")
-    if not colon or family not in ("sam", "sam2"):
-        family, name = "sam2" if "sam2_video" in accepted else "sam", spec
+    if not colon:
+        family, name = "sam2", spec
+    if family not in SEGMENT_FAMILIES or not (name == "pocket" or "/" in name or Path(name).is_dir()):
+        raise UsageError(
+            f"{spec!r} names no SAM checkpoint: write sam2:FOLDER, sam2:pocket, or a hub id such as "
+            "sam2:facebook/sam2.1-hiera-tiny or sam:facebook/sam-vit-base"
+        )
     found = locate(family, name)
     model_type = str(found.config.get("model_type") or found.config.get("architecture"))
-    if model_type not in accepted:
+    if model_type not in ACCEPTED[task]:
         known = KNOWN.get(model_type, f"a checkpoint of the architecture {model_type!r}")
-        wanted = " or ".join(accepted)
-        raise UsageError(f"{name} is {known}; {task} needs one whose model_type is {wanted}")
+        wanted = " or ".join(ACCEPTED[task])
+        raise UsageError(f"{name} is {known}; to {task} takes one whose model_type is {wanted}")
     return found.folder, found.config
 
 

@@ -197,7 +197,7 @@ def load_segmenter(spec: str, *, device: str = "auto", prompts_at_once: int = 64
     from vfm_ops.segment.checkpoint import find_checkpoint, load_model, preprocessing
     from vfm_ops.track.network import IMAGENET_MEAN, IMAGENET_STD
 
-    folder, config = find_checkpoint(spec, ("sam", "sam2", "sam2_video"), "segmenting images")
+    folder, config = find_checkpoint(spec, "segment")
     first = config["model_type"] == "sam"
     parts = ("vision_config", "prompt_encoder_config", "mask_decoder_config")
     # A video checkpoint has an image model's parts and more; only those parts are built.

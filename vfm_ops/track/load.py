@@ -27,7 +27,7 @@ def load_network(spec: str, *, device: str = "auto", dtype: Dtype = "auto") -> S
     from vfm_ops.segment.checkpoint import find_checkpoint, load_model, preprocessing
     from vfm_ops.track.network import IMAGENET_MEAN, IMAGENET_STD, Sam2Network
 
-    folder, _ = find_checkpoint(spec, ("sam2_video",), "tracking")
+    folder, _ = find_checkpoint(spec, "track")
     where = resolve_device(device)
     if dtype not in ("auto", "float32", "bfloat16"):
         raise UsageError(f"dtype {dtype!r} is unknown: use auto, float32 or bfloat16")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+from jobs.serve.models.held import Held
 from jobs.serve.settings import ModelChoice, RequestLimits
 from jobs.serve.uploads import Decoder
 
@@ -17,18 +18,19 @@ class Detection:
 
         chosen = ModelChoice(**choice)
         self._decoder = Decoder(RequestLimits(**limits).media())
-        self._detector = load_detector(chosen.spec, device=chosen.device, precision=chosen.precision)
+        self._detector = Held(
+            lambda: load_detector(chosen.spec, device=chosen.device, precision=chosen.precision), chosen.is_eager
+        )
         self._one_at_a_time = asyncio.Lock()
 
     async def detect(
         self, images: list[bytes], prompts: list[str], threshold: float | None, most: int
     ) -> list[dict[str, Any]]:
         """For each image its width, height and `detections` (label, score, box xyxy in pixels), best first. MediaError."""
+        detector = await self._detector.get()
         pixels = await asyncio.to_thread(self._decoder.pixels, images)
         async with self._one_at_a_time:
-            found = await asyncio.to_thread(
-                self._detector.detect, pixels, prompts, thresholds=threshold, max_detections=most
-            )
+            found = await asyncio.to_thread(detector.detect, pixels, prompts, thresholds=threshold, max_detections=most)
         return [
             {
                 "width": rgb.shape[1],

@@ -8,12 +8,14 @@ from __future__ import annotations
 import asyncio
 import json
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import numpy as np
 from ray import serve
 
 from jobs.serve.joining import Joined
+from jobs.serve.models.held import load_or_say
 from jobs.serve.settings import EmbedChoice, RequestLimits
 from jobs.serve.uploads import Decoder, checked
 from pipelines.search import Column, load_same
@@ -82,7 +84,8 @@ class Embedding:
 
         async def load(key: str) -> EmbeddingModel:
             column = Column(**json.loads(key))
-            return await asyncio.to_thread(EmbeddingModel, column, self._choice, self._decoder)
+            make = partial(EmbeddingModel, column, self._choice, self._decoder)
+            return await asyncio.to_thread(load_or_say, make)
 
         # Not a decorated method: how many models fit is a setting.
         self._model = serve.multiplexed(max_num_models_per_replica=self._choice.models_at_once)(load)

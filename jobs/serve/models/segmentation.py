@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from jobs.serve.models.held import Held
 from jobs.serve.sessions import Sessions
 from jobs.serve.settings import ModelChoice, RequestLimits
 from jobs.serve.uploads import Decoder
 from vfm_ops.allocator import give_back_memory
 
 if TYPE_CHECKING:
-    from vfm_ops.segment.segmenter import EncodedImage
+    from vfm_ops.segment.segmenter import EncodedImage, Segmenter
 
 EXPIRY_CHECKS_S = 5.0
 
@@ -27,47 +28,26 @@ class Segmentation:
 
         chosen, limit = ModelChoice(**choice), RequestLimits(**limits)
         self._decoder = Decoder(limit.media())
-        self._segmenter = load_segmenter(chosen.spec, device=chosen.device)
+        self._segmenter = Held(lambda: load_segmenter(chosen.spec, device=chosen.device), chosen.is_eager)
         self._sessions: Sessions[EncodedImage] = Sessions(limit.sessions, limit.session_s)
         self._one_at_a_time = asyncio.Lock()
         self._expiry = asyncio.get_running_loop().create_task(expire_for_ever(self._sessions))
 
     async def open(self, session: str, image: bytes) -> dict[str, Any]:
         """Encodes an image under a session's id. Returns its width, height and lifetime. MediaError; Problem 429."""
+        segmenter = await self._segmenter.get()
         self._sessions.reserve()
         (rgb,) = await asyncio.to_thread(self._decoder.pixels, [image])
         async with self._one_at_a_time:
-            encoded = await asyncio.to_thread(self._segmenter.encode, rgb)
+            encoded = await asyncio.to_thread(segmenter.encode, rgb)
         self._sessions.add(session, encoded)
         return {"width": rgb.shape[1], "height": rgb.shape[0], "expires_s": self._sessions.expires_s}
 
     async def segment(self, session: str, prompt: dict[str, Any], multimask: bool) -> list[dict[str, Any]]:
         """Candidates, best first: mask (COCO RLE), box, score. prompt: points, labels and / or box. UsageError; Problem 404."""
-        encoded = self._sessions.get(session)
+        segmenter, encoded = await self._segmenter.get(), self._sessions.get(session)
         async with self._one_at_a_time:
-            return await asyncio.to_thread(self._candidates, encoded, prompt, multimask)
-
-    def _candidates(self, encoded: EncodedImage, prompt: dict[str, Any], multimask: bool) -> list[dict[str, Any]]:
-        from vfm_ops.track.masks import encode_rle, mask_box
-
-        points, labels, box = (prompt.get(name) for name in ("points", "labels", "box"))
-        found = self._segmenter.segment(
-            encoded,
-            points=None if points is None else [np.asarray(points, np.float32)],
-            labels=None if labels is None else [np.asarray(labels, np.int64)],
-            boxes=None if box is None else np.asarray([box], np.float32),
-            multimask=multimask,
-        )
-        scores, masks = found.scores[0], found.masks()[0]
-        return [
-            {
-                "score": float(scores[k]),
-                "mask": encode_rle(masks[k]),
-                "box": [float(v) for v in mask_box(masks[k])],
-                "area": int(masks[k].sum()),
-            }
-            for k in np.argsort(-scores)
-        ]
+            return await asyncio.to_thread(_candidates, segmenter, encoded, prompt, multimask)
 
     async def close(self, session: str) -> bool:
         """Forgets a session."""
@@ -80,6 +60,31 @@ class Segmentation:
     def __del__(self) -> None:
         if hasattr(self, "_decoder"):
             self._decoder.close()
+
+
+def _candidates(
+    segmenter: Segmenter, encoded: EncodedImage, prompt: dict[str, Any], multimask: bool
+) -> list[dict[str, Any]]:
+    from vfm_ops.track.masks import encode_rle, mask_box
+
+    points, labels, box = (prompt.get(name) for name in ("points", "labels", "box"))
+    found = segmenter.segment(
+        encoded,
+        points=None if points is None else [np.asarray(points, np.float32)],
+        labels=None if labels is None else [np.asarray(labels, np.int64)],
+        boxes=None if box is None else np.asarray([box], np.float32),
+        multimask=multimask,
+    )
+    scores, masks = found.scores[0], found.masks()[0]
+    return [
+        {
+            "score": float(scores[k]),
+            "mask": encode_rle(masks[k]),
+            "box": [float(v) for v in mask_box(masks[k])],
+            "area": int(masks[k].sum()),
+        }
+        for k in np.argsort(-scores)
+    ]
 
 
 async def expire_for_ever(sessions: Sessions[Any]) -> None:

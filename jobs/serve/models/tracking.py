@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from jobs.serve.models.held import Held
 from jobs.serve.models.segmentation import expire_for_ever
 from jobs.serve.problems import Problem
 from jobs.serve.sessions import Sessions
@@ -64,7 +65,10 @@ class Tracking:
 
         chosen, limit = ModelChoice(**choice), RequestLimits(**limits)
         dtype = {"auto": "auto", "bf16": "bfloat16"}.get(chosen.precision, "float32")
-        self._network = load_network(chosen.spec, device=chosen.device, dtype=dtype)  # type: ignore[arg-type]
+        self._network = Held(
+            lambda: load_network(chosen.spec, device=chosen.device, dtype=dtype),  # type: ignore[arg-type]
+            chosen.is_eager,
+        )
         settings = DecodeSettings(jpeg=False, quality=False, phash=False, pixels=True, limits=limit.media())
         self._sandbox = Sandbox(settings)
         self._sessions: Sessions[Following] = Sessions(limit.sessions, limit.session_s)
@@ -76,11 +80,12 @@ class Tracking:
         from vfm_ops.track.memory_bank import BankPolicy
         from vfm_ops.track.tracker import Sam2Tracker, TrackerSettings
 
+        network = await self._network.get()
         self._sessions.reserve()
         video = MediaSource(*source)
         probe = await asyncio.to_thread(self._sandbox.probe, video)
         settings = TrackerSettings(bank=BankPolicy(history=HISTORY), max_objects=MOST_OBJECTS)
-        self._sessions.add(session, Following(video, probe, Sam2Tracker(self._network, settings)))
+        self._sessions.add(session, Following(video, probe, Sam2Tracker(network, settings)))
         return {
             "width": probe.width,
             "height": probe.height,

@@ -6,6 +6,7 @@ import asyncio
 import json
 import struct
 import zlib
+from pathlib import Path
 
 import pytest
 import requests
@@ -17,10 +18,14 @@ from jobs.bench.serve_hostile import hostile_requests
 from jobs.bench.serve_load import ask as ask_all
 from jobs.cli import main
 from jobs.serve.metrics import Metrics
+from jobs.serve.models.held import Held
 from jobs.serve.problems import Problem, problem_of
 from jobs.serve.safety import Guard, is_loopback, restricted_filter
 from jobs.serve.settings import RequestLimits
-from vfm_ops.errors import UsageError, VfmError
+from vfm_ops.errors import UsageError, VfmError, WeightsUnavailable
+from vfm_ops.pocket import pocket_path
+
+POCKET = pocket_path("sam2")
 
 # -- the guard, around an application of its own -----------------------------------------------------------------------
 
@@ -362,7 +367,7 @@ def test_a_lake_that_is_none_is_said(tmp_path, capsys):
     ("options", "expected"),
     [
         ([], ("owlvit:pocket", "sam2:pocket", "sam2:pocket")),
-        (["--detect", "owlvit:pocket", "--segment", "sam:there"], ("owlvit:pocket", "sam:there", "sam2:pocket")),
+        (["--segment", f"sam2:{POCKET}"], ("owlvit:pocket", f"sam2:{POCKET}", "sam2:pocket")),
         (["--detect", "none", "--segment", "none", "--track", "none"], (None, None, None)),
     ],
 )
@@ -379,6 +384,49 @@ def test_shipped_models_are_served_unless_others_or_none_are_named(served, monke
     assert [d["spec"] for d in settings["detect"]] == ([detect] if detect else [])
     assert (settings["segment"] and settings["segment"]["spec"]) == segment
     assert (settings["track"] and settings["track"]["spec"]) == track
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--segment", "sam2:/nowhere"], "no model folder at /nowhere"),
+        (["--track", "sam2:/nowhere"], "no model folder at /nowhere"),
+        (["--track", "owlvit:pocket"], "names no SAM checkpoint: write sam2:FOLDER"),
+        (["--segment", f"{Path(__file__).parent}"], "holds no weights"),
+        (["--detect", "owlvit:pocket", "--detect", "owlvit:/nowhere"], "there is no such folder"),
+        (["--detect", "yolo-world:/nowhere"], "there is no such file"),
+        (["--embed", "clip:/nowhere"], "no model folder at /nowhere"),
+        (["--embed", "sam2:pocket"], "'sam2' makes no embeddings"),
+    ],
+)
+def test_a_model_that_is_not_there_is_said_before_anything_starts(served, options, said, capsys):
+    assert main(["serve", "--lake", served.lake.root, "--port", str(free_port()), *options]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_model_that_does_not_load_answers_why_until_it_does(tmp_path):
+    def load() -> str:
+        if not (tmp_path / "weights").exists():
+            raise UsageError(f"{tmp_path} lacks weights: fetch them")
+        return "model"
+
+    async def use() -> None:
+        model = Held(load, required=False)
+        with pytest.raises(WeightsUnavailable, match="lacks weights: fetch them") as said:
+            await model.get()
+        assert problem_of(said.value).status == 503  # a checkpoint's fault is not the request's
+        (tmp_path / "weights").touch()
+        assert await model.get() == "model"
+
+    asyncio.run(use())
+
+
+def test_a_replica_that_always_runs_does_not_start_without_its_model():
+    def load() -> str:
+        raise WeightsUnavailable("no weights")
+
+    with pytest.raises(WeightsUnavailable):
+        Held(load, required=True)
 
 
 def test_an_unknown_setting_names_the_nearest(tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import cv2
 import numpy as np
 import torch
@@ -11,7 +13,7 @@ from vfm_ops.detect.base import Detector
 from vfm_ops.detect.postprocess import Candidates
 from vfm_ops.detect.prompts import Prompts, prompts_per_image
 from vfm_ops.detect.yolo_world.backbone import STRIDES
-from vfm_ops.detect.yolo_world.checkpoint import find_weights, load_network, read_state_dict, text_encoder_weights
+from vfm_ops.detect.yolo_world.checkpoint import load_network, read_state_dict, text_encoder_weights
 from vfm_ops.detect.yolo_world.fold import fold_vocabulary
 from vfm_ops.detect.yolo_world.network import YoloWorldNetwork
 from vfm_ops.detect.yolo_world.text import TextEncoder, load_text_encoder
@@ -46,12 +48,11 @@ class YoloWorld(Detector):
         self._folded: tuple[tuple[str, ...], YoloWorldNetwork] | None = None
 
     @classmethod
-    def from_weights(cls, name: str, device: torch.device, autocast: torch.dtype | None, batch_size: int) -> YoloWorld:
-        """From a published .pth or a .safetensors file with the same keys, or a folder that holds one such file.
+    def from_weights(cls, file: Path, device: torch.device, autocast: torch.dtype | None, batch_size: int) -> YoloWorld:
+        """From a published .pth or a .safetensors file with the same keys.
 
-        The folder may also hold text_encoder/ (a transformers CLIP text model) and tokenizer/.
+        Its folder may also hold text_encoder/ (a transformers CLIP text model) and tokenizer/.
         """
-        file = find_weights(name)
         state = read_state_dict(file)
         network = load_network(state, file)
         text = load_text_encoder(text_encoder_weights(state), file.parent, device)
