@@ -214,7 +214,8 @@ class Sam2Recipe:
     def train(self, seed: int, scale: float, directory: Path) -> Any:
         from vfm_ops.pocket import sam2_train
 
-        stills, short, clips, *rollouts = (_scaled(n, scale) for n in (2500, 600, 1800, 1500, 1200))
+        stills, short, clips = (_scaled(n, scale) for n in (2500, 600, 1800))
+        rollouts = [(_scaled(n, scale), age) for n, age in ((1500, 0), (1200, 0), (1000, 3000))]
         return sam2_train.train(stills, short, clips, rollouts, seed, checkpoint=directory)
 
     def save(self, trained: Any, directory: Path) -> None:

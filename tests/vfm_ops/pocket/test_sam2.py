@@ -91,14 +91,14 @@ def test_absent_objects_teach_presence_only():
 
 
 def test_clip_batches_start_with_a_visible_object():
-    batch = sam2_train.make_clips(0, 2, 2, 4, 0, 1)
+    batch = sam2_train.make_clips(0, 2, 2, 4, 0, 0, 1)
     assert batch["rgb"].shape == (2, 4, 128, 128, 3)
     assert batch["present"][:, :, 0].all()
     assert ((batch["masks"].sum((3, 4)) > 0) == batch["present"]).all()
 
 
 def test_losses_of_a_clip_reach_every_memory_parameter(model):
-    batch = sam2_train.make_clips(0, 1, 1, 3, 0, 0)
+    batch = sam2_train.make_clips(0, 1, 1, 3, 0, 0, 0)
     model.zero_grad()
     sam2_train.total(sam2_train.clip_losses(model, batch, 3)).backward()
     without = [n for n, p in model.named_parameters() if n.startswith(("memory_", "object_pointer")) and p.grad is None]
@@ -106,9 +106,29 @@ def test_losses_of_a_clip_reach_every_memory_parameter(model):
     model.zero_grad()
 
 
+def test_prompts_seem_older_than_they_are_by_up_to_an_age(model):
+    ages = [int(sam2_train.make_clips(0, 1, 1, 3, 0, 1000, index)["age"]) for index in range(60)]
+    assert min(ages) == 0
+    assert 500 < max(ages) <= 1000
+    assert 20 <= sum(age < 31 for age in ages) <= 40  # half of them, in a scale of octaves
+    batch = sam2_train.make_clips(0, 1, 1, 3, 0, 0, 0)
+    assert batch["age"] == 0
+    seen: list[int] = []
+    through = sam2.with_memory
+
+    def spy(model, low, memories, pointers):
+        seen.extend(ago for ago, _ in pointers)
+        return through(model, low, memories, pointers)
+
+    with pytest.MonkeyPatch.context() as patch, torch.no_grad():
+        patch.setattr(sam2, "with_memory", spy)
+        sam2_train.clip_losses(model, batch | {"age": np.array(100)}, 3)
+    assert seen == [101, 102, 1]  # the prompted frame, 100 frames older; the one before, as it is
+
+
 def test_frames_before_the_last_ones_are_tracked_but_teach_nothing(model):
     """However long the rollout, gradients come from the prompted frame and the last ones: 3 of these 9."""
-    batches = (sam2_train.make_clips(0, 1, 1, 3, 6, index) for index in range(20))
+    batches = (sam2_train.make_clips(0, 1, 1, 3, 6, 0, index) for index in range(20))
     batch = next(b for b in batches if b["rgb"].shape[1] == 9)
     learnt: list[bool] = []
     hook = model.mask_decoder.register_forward_hook(lambda *_: learnt.append(torch.is_grad_enabled()))

@@ -118,8 +118,8 @@ def test_pocket_sam2_masks_what_a_box_or_a_click_means(sam2_model):
 
 
 def test_pocket_sam2_finds_things_again_that_were_hidden(sam2_model):
-    """0.70 of 12 clips when it shipped, on the thing of each that is hidden most."""
-    assert evaluate_tracking(sam2_model, clips=4)["J&F, 60-frame clips with occlusion"] >= 0.6
+    """0.76 of 36 clips when it shipped, on the thing of each that is hidden most."""
+    assert evaluate_tracking(sam2_model, clips=4)["J&F, 60-frame clips with occlusion"] >= 0.7
 
 
 def test_things_found_by_words_are_followed_through_the_tables(tmp_path):
