@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pipelines.recipe import Resources
 
 OBJECT_STORE = 256 << 20  # encoded bytes cross process borders, and few of them
+# Every process of Ray reports, every second, what only a dashboard would show; a local one has none.
+UNWATCHED = {"RAY_enable_metrics_collection": "0", "RAY_task_events_report_interval_ms": "0"}
 MOST_CPUS = 8  # of one actor that decodes and embeds
 
 
@@ -29,6 +31,8 @@ def connect(object_store: int = OBJECT_STORE) -> None:
     if os.environ.get("RAY_ADDRESS"):
         ray.init(address="auto", **quiet)
     else:
+        for name, value in UNWATCHED.items():
+            os.environ.setdefault(name, value)
         # Not "auto": a cluster that someone else started here is not ours to fill.
         ray.init("local", num_cpus=os.cpu_count(), object_store_memory=object_store, include_dashboard=False, **quiet)
 

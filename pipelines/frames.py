@@ -139,8 +139,8 @@ def stored_size(width: int, height: int, max_side: int | None) -> tuple[int, int
 
 def view_pixels(rows: pa.Table, name: str, view: View) -> np.ndarray | list[np.ndarray]:
     """The pixels of one view, without a copy: uint8 (N, H, W, 3), or a list of (h, w, 3) for ragged views."""
-    column = rows[view_column(name)].combine_chunks()
-    column = column.chunk(0) if isinstance(column, pa.ChunkedArray) else column
+    column = rows[view_column(name)]
+    column = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()  # which copies even a single one
     if view.ragged:
         shapes = rows[shape_column(name)].to_pylist()
         return [np.frombuffer(v.as_buffer(), np.uint8).reshape(*s, 3) for v, s in zip(column, shapes)]

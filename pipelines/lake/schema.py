@@ -72,7 +72,8 @@ SCHEMAS: dict[str, pa.Schema] = {
             ("pts_s", pa.float64()),
             ("width", pa.int32()),
             ("height", pa.int32()),
-            ("jpeg", pa.large_binary()),
+            # Lance would try to compress what is compressed already.
+            pa.field("jpeg", pa.large_binary(), metadata={"lance-encoding:compression": "none"}),
             ("phash", pa.uint64()),
             ("quality", QUALITY),
             ("salvaged", pa.bool_()),  # from a damaged file, before the damage
