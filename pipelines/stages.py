@@ -45,6 +45,8 @@ class Chain:
     """
 
     def __init__(self, names: tuple[str, ...], lake: Lake, version: int, recipe: Recipe, threads: int) -> None:
+        # Arrow's own allocator gives freed memory back to the system, which the next frames then have to ask for again.
+        pa.set_memory_pool(pa.system_memory_pool())
         self.lake, self.version, self.names = lake, version, names
         self.actor = f"{socket.gethostname()}:{os.getpid()}"
         self.decode = DecodeAssets(recipe, model_views(recipe), threads) if "decode" in names else None
