@@ -53,6 +53,14 @@ def _timm(name: str) -> Any:
     return timm.create_model(name, pretrained=False)
 
 
+def _pocket_dino() -> Any:
+    import timm
+
+    from vfm_ops.pocket.dino import ARCHITECTURE, MODEL_ARGS
+
+    return timm.create_model(ARCHITECTURE, pretrained=False, num_classes=0, **MODEL_ARGS)
+
+
 def _yolo_world(letter: str) -> Any:
     from vfm_ops.detect.yolo_world.backbone import SIZES
     from vfm_ops.detect.yolo_world.network import YoloWorldNetwork
@@ -150,6 +158,15 @@ CATALOGUE: tuple[ModelCard, ...] = (
         f"masks from boxes and clicks, followed through video{_POCKET}",
         _APACHE,
         partial(_pocket, "sam2", "Sam2VideoModel", "Sam2VideoConfig"),
+        "vfm-pipelines",
+    ),
+    ModelCard(
+        "timm",
+        "pocket",
+        _EMBED,
+        f"features without labels{_POCKET}",
+        _APACHE,
+        _pocket_dino,
         "vfm-pipelines",
     ),
     ModelCard(

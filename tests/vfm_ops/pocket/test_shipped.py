@@ -117,6 +117,22 @@ def test_pocket_sam2_masks_what_a_box_or_a_click_means(sam2_model):
     assert quality["mIoU from one click"] >= 0.7
 
 
+def test_pocket_dino_embeds_and_its_card_says_what_it_is_worth():
+    from vfm_ops.embed import load_embedder
+
+    backbone = RECIPES["pocket-dino"]().load(shipped("timm"))
+    scene = image(World(seed=1, height=96, width=96), 0)
+    pixels = torch.from_numpy(scene.rgb).permute(2, 0, 1)[None].float() / 127.5 - 1
+    with torch.inference_mode():
+        expected = torch.nn.functional.normalize(backbone(pixels), dim=-1).numpy()
+    embedder = load_embedder("timm:pocket", device="cpu", runtime="torch", precision="exact", preprocess="exact")
+    assert np.allclose(embedder.embed_images(scene.rgb[None]), expected, atol=1e-4)
+    quality = RECIPES["pocket-dino"]().evaluate(backbone)
+    card = (WEIGHTS / "pocket-dino" / "README.md").read_text()
+    for name, value in quality.items():
+        assert f"| {name} | {value:.3f} |" in card
+
+
 def test_pocket_sam2_finds_things_again_that_were_hidden(sam2_model):
     """0.76 of 36 clips when it shipped, on the thing of each that is hidden most."""
     assert evaluate_tracking(sam2_model, clips=4)["J&F, 60-frame clips with occlusion"] >= 0.7
