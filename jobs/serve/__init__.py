@@ -64,10 +64,8 @@ def command(
     start(settings, host, port)
     shown = f"[{host}]" if ":" in host else host
     print(f"serving {lake} on http://{shown}:{port}  (API: /v1/openapi.json; stop with Ctrl-C)", flush=True)
-    models = [("detect", choice) for choice in settings["detect"]]
-    models += [(task, settings[task]) for task in ("segment", "track") if settings[task]]
-    for task, choice in models:
-        print(f"--{task} {choice['spec']}", flush=True)
+    for task, spec in _named(settings):
+        print(f"--{task} {spec}", flush=True)
     try:
         while not ended.wait(1.0):
             pass
@@ -131,11 +129,17 @@ def check_models(settings: dict[str, Any]) -> None:
 
     for spec in settings["embed"]["extra"]:
         embed.find_checkpoint(spec)
-    for choice in settings["detect"]:
-        detect.find_weights(choice["spec"])
-    for task in ("segment", "track"):
-        if settings[task]:
-            segment.find_checkpoint(settings[task]["spec"], task)
+    for task, spec in _named(settings):
+        if task == "detect":
+            detect.find_weights(spec)
+        else:
+            segment.find_checkpoint(spec, task)
+
+
+def _named(settings: dict[str, Any]) -> list[tuple[Any, str]]:
+    """Task (detect, segment, track) and spec of every model that has replicas of its own."""
+    named = [("detect", choice["spec"]) for choice in settings["detect"]]
+    return named + [(task, settings[task]["spec"]) for task in ("segment", "track") if settings[task]]
 
 
 def check_reach(host: str, token_env: str) -> None:

@@ -15,7 +15,8 @@ const viewer = new Viewer({
   turn: (step) => state.hits[state.opened + step] && open(state.opened + step),
   search: (query, chip) => find(query, chip),
   pick, isPicked,
-  closed: () => state.opened >= 0 && grid.focusOn(state.opened),
+  // The event comes late: who types already keeps the focus.
+  closed: () => state.opened >= 0 && document.activeElement !== $("text") && grid.focusOn(state.opened),
 });
 
 // -- searching --------------------------------------------------------------------------------------------------------

@@ -135,7 +135,6 @@ def test_the_grid_is_walked_by_keyboard(page):
     expect(page.locator("#viewer")).to_be_visible()
     page.keyboard.press("Escape")
     expect(page.locator(".cell:focus")).to_have_count(1)  # back where one was
-    page.wait_for_timeout(300)  # the closing dialog gives focus back once more, in its own time
     page.keyboard.press("/")
     expect(page.locator("#text")).to_be_focused()
 

@@ -367,7 +367,10 @@ def test_a_lake_that_is_none_is_said(tmp_path, capsys):
     ("options", "expected"),
     [
         ([], ("owlvit:pocket", "sam2:pocket", "sam2:pocket")),
-        (["--segment", f"sam2:{POCKET}"], ("owlvit:pocket", f"sam2:{POCKET}", "sam2:pocket")),
+        (
+            ["--detect", "owlvit:pocket", "--segment", f"sam2:{POCKET}"],
+            ("owlvit:pocket", f"sam2:{POCKET}", "sam2:pocket"),
+        ),
         (["--detect", "none", "--segment", "none", "--track", "none"], (None, None, None)),
     ],
 )
