@@ -36,6 +36,7 @@ from pipelines.stages import Chain, model_fields
 from pipelines.units import LARGEST_UNIT, cut_units
 from vfm_ops.errors import VfmError
 from vfm_ops.runtime import cpu_count, resolve_device
+from vfm_ops.scheduling import take_long_turns
 
 if TYPE_CHECKING:
     import ray
@@ -193,6 +194,7 @@ def _run_here(lake: Lake, recipe: Recipe, units: list[pa.Table]) -> Iterator[pa.
 
 def _run_on_ray(lake: Lake, recipe: Recipe, units: list[pa.Table]) -> Iterator[pa.Table]:
     """RESULT rows of units, as Ray Data streams them."""
+    take_long_turns()  # so does a Ray that is started here, whose idle processes wake a hundred times a second
     connect()
     import ray
 

@@ -22,6 +22,7 @@ from pipelines.units import read_unit
 from pipelines.write import WriteRows
 from vfm_ops.embed import describe_embedder
 from vfm_ops.media.view import View
+from vfm_ops.scheduling import take_long_turns
 
 if TYPE_CHECKING:
     from pipelines.track import TrackVideos
@@ -47,6 +48,7 @@ class Chain:
     def __init__(self, names: tuple[str, ...], lake: Lake, version: int, recipe: Recipe, threads: int) -> None:
         # Arrow's own allocator gives freed memory back to the system, which the next frames then have to ask for again.
         pa.set_memory_pool(pa.system_memory_pool())
+        take_long_turns()  # before the models' threads and the decoders are started
         self.lake, self.version, self.names = lake, version, names
         self.actor = f"{socket.gethostname()}:{os.getpid()}"
         self.decode = DecodeAssets(recipe, model_views(recipe), threads) if "decode" in names else None
