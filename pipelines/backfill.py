@@ -22,6 +22,7 @@ from vfm_ops.media.frame import DecodeSettings, Frame
 from vfm_ops.media.sandbox import Sandbox
 from vfm_ops.media.source import MediaSource
 from vfm_ops.media.view import View
+from vfm_ops.scheduling import take_long_turns
 
 ROWS = 32
 
@@ -82,6 +83,7 @@ class FillFragment:
     """Actor: decodes the JPEGs of a fragment and writes its new column."""
 
     def __init__(self, lake: Lake, model: Embed, resources: Resources, threads: int) -> None:
+        take_long_turns()  # before the model's threads and the decoders are started
         self.lake = lake
         self.views = model_views(Recipe(embed=(model,)))
         self.sandbox = Sandbox(DecodeSettings(views=self.views, jpeg=False, quality=False, phash=False), threads)
