@@ -17,6 +17,9 @@ from vfm_ops.allocator import share_one_heap
 
 RecipeOption = Annotated[str | None, typer.Option(help="YAML file; without it, the defaults of recipes/curate.yaml.")]
 
+# Of arguments that are called otherwise than here (`jobs.cli.in_options`).
+OPTIONS_OF_ARGUMENTS = {"name": "--selection"}
+
 
 def command(
     lake: LakeOption,
@@ -36,7 +39,7 @@ def command(
     if reproduce:
         return _reproduce(target, selection, as_json)
     from jobs.progress import PeakMemory
-    from pipelines.curate import curate
+    from pipelines.curation import curate
 
     console = Console(stderr=True)
 
@@ -83,7 +86,7 @@ def _text(facts: dict) -> str:
 
 
 def _reproduce(lake: Lake, selection: str, as_json: bool) -> int:
-    from pipelines.curate import reproduce
+    from pipelines.curation import reproduce
 
     same, manifest = reproduce(lake, selection)
     if as_json:

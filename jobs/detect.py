@@ -19,14 +19,14 @@ from vfm_ops.evaluate.sheet import contact_sheet
 from vfm_ops.media.frame import DecodeSettings
 from vfm_ops.media.sandbox import Sandbox
 from vfm_ops.media.source import MediaSource
-from vfm_ops.pocket import DEFAULT_DETECTOR
+from vfm_ops.models.shipped import DEFAULT_DETECTOR
 
 
 def command(
     pictures: Annotated[list[Path], typer.Argument(help="Image files.")],
     prompts: Annotated[str, typer.Option(help="What to find: 'person . red bicycle .'")],
     model: Annotated[str, typer.Option(help="Detector spec; see vfm models.")] = DEFAULT_DETECTOR,
-    threshold: Annotated[float, typer.Option(help="Least score.")] = 0.3,
+    threshold: Annotated[float | None, typer.Option(help="Least score; the model family's own by default.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     sheet: Annotated[Path | None, typer.Option(help="Also draw the boxes, on this picture.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON line a picture.")] = False,

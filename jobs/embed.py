@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from typing import Annotated
 
 import typer
 
 from jobs.cli import run
 from jobs.process import LakeOption
+from jobs.progress import RunProgress
 from pipelines.lake import Lake
 
 
@@ -23,7 +25,8 @@ def command(
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
 ) -> int:
     """Embeds every stored frame that has no vector of this model yet. A killed run goes on where it stopped."""
-    from pipelines.recipe import Embed, Resources, validate
+    from pipelines.process.recipe import Resources
+    from pipelines.settings import validate
 
     settings = {
         "model": model,
@@ -33,12 +36,18 @@ def command(
         "dtype": dtype,
         "patch_tokens": patch_tokens,
     }
-    embed = validate(Embed, settings, "vfm embed")
     resources = validate(Resources, {"device": device}, "vfm embed")
     target = Lake.open(lake)
-    from pipelines.backfill import embed_lake
+    from pipelines.process.backfill import embed_lake
+    from pipelines.process.commit import Progress
 
-    filled = embed_lake(target, embed, resources)
+    counts: Counter[str] = Counter()
+    with RunProgress("embed") as progress:
+
+        def report(done: int, total: int) -> None:
+            progress(Progress(model, "fragments", done, counts, counts), total)
+
+        filled = embed_lake(target, settings, resources, report)
     print(f"{filled} frames embedded with {model}" if filled else f"every frame already has a vector of {model}")
     return 0
 

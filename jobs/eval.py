@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -16,17 +17,23 @@ from pipelines.lake import Lake
 
 def command(
     lake: LakeOption,
-    truth: Annotated[Path, typer.Option(help="COCO file (stills) or YouTube-VIS file (videos); matched by file name.")],
+    truth: Annotated[
+        Path, typer.Option(help="COCO file (pictures) or YouTube-VIS file (videos); matched by file name.")
+    ],
     as_json: JsonOption = False,
 ) -> int:
-    """Prints mAP for stills; HOTA, IDF1, MOTA and J&F for videos."""
-    from pipelines.evaluate import evaluate
+    """Prints mAP for pictures; HOTA, IDF1, MOTA and J&F for videos. What the figures leave out goes to stderr."""
+    from pipelines.reporting.evaluate import evaluate
 
     scores = evaluate(Lake.open(lake), truth)
     if as_json:
-        print(json.dumps(scores))
-    else:
-        print("\n".join(f"{name:>14}  {value:.4g}" for name, value in scores.items() if isinstance(value, int | float)))
+        # NaN, of a size that no object has, is no JSON.
+        print(json.dumps({k: None if isinstance(v, float) and math.isnan(v) else v for k, v in scores.items()}))
+        return 0
+    for note in scores["notes"]:
+        print(f"note: {note}", file=sys.stderr)
+    figures = {k: v for k, v in scores.items() if isinstance(v, int | float) and not math.isnan(v)}
+    print("\n".join(f"{name:>14}  {value:.4g}" for name, value in figures.items()))
     return 0
 
 

@@ -10,17 +10,23 @@ import typer
 
 from jobs.cli import run
 from jobs.process import LakeOption
-from pipelines.export import FORMATS, export
+from pipelines.curation.selections import SelectedLake
 from pipelines.lake import Lake
+from pipelines.reporting.export import FORMATS, export
 
 
 def command(
     lake: LakeOption,
     format: Annotated[str, typer.Option(help=f"One of: {', '.join(FORMATS)}.")],
     out: Annotated[Path, typer.Option(help="JSON file (coco, youtube-vis) or folder (mot, webdataset).")],
+    pictures: Annotated[
+        bool, typer.Option(help="Write the pictures that the JSON file of coco and youtube-vis names, beside it.")
+    ] = True,
+    selection: Annotated[str | None, typer.Option(help="Only the frames that this selection keeps.")] = None,
 ) -> int:
     """Writes annotation files that the field's own tools read."""
-    counts = export(Lake.open(lake), format, out)
+    opened = Lake.open(lake)
+    counts = export(SelectedLake(opened, selection) if selection else opened, format, out, pictures=pictures)
     print(f"{out}: " + ", ".join(f"{n} {what}" for what, n in counts.items()))
     return 0
 

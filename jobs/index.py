@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from jobs.cli import run
-from pipelines.lake import Lake, embedding_column
+from pipelines.lake import Lake
 from pipelines.lake.maintenance import KINDS, IndexReport, maintain
 
 
@@ -25,7 +25,7 @@ def command(
     """Makes searches fast and right after a lake has grown. Runs on a Ray cluster when RAY_ADDRESS names one."""
     target = Lake.open(lake)
     connect_ray()
-    columns = [name if name.startswith("emb_") else embedding_column(name) for name in model or []] or None
+    columns = [column for name in model or [] for column in columns_of(target, name)] or None
     keep = timedelta(days=keep_days) if keep_days >= 0 else None
     report = maintain(target, columns=columns, kind=kind, compact=compact, keep=keep)  # type: ignore[arg-type]
     if as_json:
@@ -40,14 +40,21 @@ def command(
     return 0
 
 
+def columns_of(lake: Lake, model: str) -> list[str]:
+    """The embedding columns that a spec or a column's own name means; a name that means none, for the refusal to name it."""
+    fields = [f for f in lake.schema("frames") if (f.metadata or {}).get(b"spec")]
+    return [f.name for f in fields if model in (f.name, f.metadata[b"spec"].decode())] or [model]
+
+
 def connect_ray() -> None:
     """Joins the Ray that RAY_ADDRESS names, as inside a submitted job; does nothing elsewhere."""
     import os
 
     if os.environ.get("RAY_ADDRESS"):
-        import ray
+        from pipelines.cluster import connect, hush
 
-        ray.init(ignore_reinit_error=True, log_to_driver=False)
+        connect()
+        hush()
 
 
 def _line(index: IndexReport) -> str:

@@ -10,9 +10,9 @@ import typer
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from jobs.cli import run
-from pipelines.ingest import IngestReport, ingest
-from pipelines.sources import ListingOptions
+from jobs.cli import in_options, run
+from pipelines.sources import IngestReport, ListingOptions, ingest
+from vfm_ops.errors import UsageError
 
 
 def command(
@@ -35,18 +35,27 @@ def command(
     max_members: Annotated[int, typer.Option(help="Most members of one archive.")] = 10_000_000,
     max_member_bytes: Annotated[int, typer.Option(help="Most bytes of one archive member.")] = 64 << 30,
     threads: Annotated[int, typer.Option(help="Directories and archives listed at once.")] = 8,
+    allow_outside: Annotated[
+        bool, typer.Option("--allow-outside", help="Take files outside a source that its links or tables lead to.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> int:
-    """Lists sources into a lake. Exit code 0, or 1 when something could not be read (the count is the last line)."""
-    options = ListingOptions(captions, labels, column, max_members, max_member_bytes, threads)
+    """Lists sources into a lake. Exit code 0, or 1 when something was refused or can't be read (counts come last)."""
+    if not lake:
+        raise UsageError("name the lake: --lake DIRECTORY, or --lake s3://bucket/prefix")
+    options = ListingOptions(captions, labels, column, max_members, max_member_bytes, threads, allow_outside)
     with _IngestProgress() as progress:
-        report = ingest(sources or [], lake, lists=lists or [], options=options, on_progress=progress)
+        report = ingest(sources or [], lake, lists=lists or [], options=options, progress=progress)
     print(json.dumps(report.as_dict()) if as_json else _summary(report))
-    for problem in report.tally.problems:
-        print(f"unreadable: {problem}", file=sys.stderr)
-    if report.tally.unreadable:
-        print(f"{report.tally.unreadable} unreadable: not ingested", file=sys.stderr if as_json else sys.stdout)
-    return 1 if report.tally.unreadable else 0
+    tally = report.tally
+    for note in tally.notes:
+        print(f"skipped: {in_options(command, note)}", file=sys.stderr)
+    for problem in tally.problems:
+        print(f"not ingested: {in_options(command, problem)}", file=sys.stderr)
+    for count, what in ((tally.refused.total(), "refused"), (tally.unreadable, "unreadable")):
+        if count:
+            print(f"{count} {what}: not ingested", file=sys.stderr if as_json else sys.stdout)
+    return 1 if tally.left_out else 0
 
 
 def _summary(report: IngestReport) -> str:
@@ -56,6 +65,7 @@ def _summary(report: IngestReport) -> str:
     parts = [f"{facts[name]} {name}" for name in ("added", "changed", "unchanged")]
     parts += [f"{facts['repeated']} named twice"] if facts["repeated"] else []
     parts += [f"{skipped} skipped ({kinds})"] if skipped else []
+    parts += [f"{count} refused ({reason})" for reason, count in facts["refused"].items()]
     parts += [f"{facts['unreadable']} unreadable"]
     return f"{', '.join(parts)}; {facts['seconds']:.1f} s, {facts['files_per_s']:.0f} files/s"
 
@@ -84,7 +94,7 @@ class _IngestProgress:
     def __call__(self, report: IngestReport) -> None:
         """Called by the pipeline after each batch."""
         rate = report.files / report.seconds if report.seconds else 0.0
-        text = f"{report.assets} assets  {report.added} added  {report.tally.unreadable} unreadable  {rate:.0f} files/s"
+        text = f"{report.assets} assets  {report.added} added  {report.tally.left_out} left out  {rate:.0f} files/s"
         self._bar.update(self._task, description=text)
 
 

@@ -3,31 +3,45 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
-from typing import Annotated
+import textwrap
+from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from jobs.cli import run
 
 
 def command(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> int:
     """Lists the models that this version knows. Sizes are counted on the real architectures, without weights."""
-    from vfm_ops.models import catalogue
+    from vfm_ops.models.catalogue import catalogue
 
     cards = catalogue()
-    if as_json:
-        print(json.dumps(cards))
-        return 0
-    table = Table("model", "for", "parameters", "licence", "weights", box=None, pad_edge=False)
-    for card in cards:
-        size = f"{card['parameters'] / 1e6:.1f} M" if card["parameters"] else "?"
-        here = "here" if card["present"] else card["weights"]
-        table.add_row(card["spec"], card["purpose"], size, card["licence"], here)
-    Console(width=None if sys.stdout.isatty() else 200).print(table)
+    print(json.dumps(cards) if as_json else listing(cards, shutil.get_terminal_size().columns))
     return 0
+
+
+def listing(cards: list[dict[str, Any]], width: int) -> str:
+    """A paragraph a model: its spec on a line of its own, whole, as it is to be copied; the rest wrapped at spaces alone."""
+    paragraphs = []
+    for card in cards:
+        size = f"{card['parameters'] / 1e6:.1f} M parameters" if card["parameters"] else "size unknown"
+        facts = [f"{card['purpose']}; {size}, {card['licence']}"]
+        facts.append("weights: " + ("here" if card["present"] else card["weights"]))
+        lines = (
+            textwrap.fill(
+                fact,
+                width,
+                initial_indent="  ",
+                subsequent_indent="    ",
+                break_long_words=False,
+                break_on_hyphens=False,
+            )
+            for fact in facts
+        )
+        paragraphs.append("\n".join([card["spec"], *lines]))
+    return "\n".join(paragraphs)
 
 
 if __name__ == "__main__":

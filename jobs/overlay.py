@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections import defaultdict
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,33 +15,38 @@ import typer
 
 from jobs.cli import run
 from jobs.process import LakeOption
-from pipelines.export import assets_by_stem, detections_of, rows, tracks_of
 from pipelines.lake import Lake
-from pipelines.sources import RowReader, media_source
-from vfm_ops.errors import UsageError
+from pipelines.reporting.export import detections_of, rows, tracks_of, video_frames, video_probes
+from pipelines.reporting.names import AssetNames
+from vfm_ops.errors import MediaError, UsageError
 from vfm_ops.evaluate.overlay import draw_objects
-from vfm_ops.evaluate.sheet import contact_sheet
+from vfm_ops.evaluate.sheet import MAX_PICTURES, contact_sheet
 from vfm_ops.media.encode import write_video
-from vfm_ops.media.frame import DecodeSettings
-from vfm_ops.media.sandbox import Sandbox
+from vfm_ops.media.images import decode_image
+from vfm_ops.media.limits import Limits
 
 
 def command(
     lake: LakeOption,
     out: Annotated[Path, typer.Option(help="NAME.mp4: a video with its tracks; NAME.jpg or .png: a sheet of frames.")],
     asset: Annotated[
-        str | None, typer.Option(help="Asset id, or file name without its ending (a video for .mp4).")
+        str | None,
+        typer.Option(help="Asset id, or file name, with its folders where two share one (a video for .mp4)."),
     ] = None,
-    count: Annotated[int, typer.Option(help="Frames on a contact sheet.")] = 24,
+    count: Annotated[int, typer.Option(min=1, max=MAX_PICTURES, help="Frames on a contact sheet.")] = 24,
 ) -> int:
     """Renders what was detected and tracked, to look at."""
     target = Lake.open(lake)
-    if out.suffix.lower() == ".mp4":
-        frames = overlay_video(target, _asset_id(target, asset), out)
-        print(f"{out}: {frames} frames")
+    kind = out.suffix.lower()
+    if kind not in (".mp4", ".jpg", ".jpeg", ".png"):
+        raise UsageError(f"--out {out}: name a video (.mp4) or a sheet of frames (.jpg, .png)")
+    if not out.absolute().parent.is_dir():
+        raise UsageError(f"cannot write {out}: {out.absolute().parent} is no directory")
+    if kind == ".mp4":
+        shown = overlay_video(target, _asset_id(target, asset), out)
     else:
-        shown = overlay_sheet(target, _asset_id(target, asset) if asset else None, out, count)
-        print(f"{out}: {shown} frames")
+        shown = overlay_sheet(target, AssetNames(target).find(asset) if asset else None, out, count)
+    print(f"{out}: {shown} frames")
     return 0
 
 
@@ -51,37 +57,59 @@ def overlay_video(lake: Lake, asset_id: str, out: Path) -> int:
         by_frame[row["frame_index"]].append(row)
     if not by_frame:
         raise UsageError(f"asset {asset_id} has no tracks: process it with track: true, or name another with --asset")
-    source = media_source(lake.read("assets", filter=f"asset_id = '{asset_id}'").to_pylist()[0], RowReader())
-    with Sandbox(DecodeSettings(jpeg=False, quality=False, phash=False, pixels=True)) as sandbox:
-        probe = sandbox.probe(source)
+    size = _drawn_size(lake, asset_id, by_frame)
 
-        def drawn() -> Iterator[np.ndarray]:
-            for frame in sandbox.frames(source, None, probe):
-                assert frame.pixels is not None
-                yield draw_objects(frame.pixels, by_frame[frame.frame_index])
+    def drawn() -> Iterator[np.ndarray]:
+        for number, rgb in enumerate(video_frames(lake, asset_id)):
+            if rgb.shape[1::-1] != size:
+                rgb = cv2.resize(rgb, size, interpolation=cv2.INTER_AREA)
+            yield draw_objects(rgb, by_frame[number])
 
-        return write_video(out, drawn(), probe.fps)
+    probe = video_probes(lake).get(asset_id)
+    try:
+        return write_video(out, drawn(), (probe and probe["fps"]) or 25.0)
+    except MediaError as e:
+        raise UsageError(f"asset {asset_id} can't be drawn to its end: {e}") from e
+
+
+def _drawn_size(lake: Lake, asset_id: str, by_frame: dict[int, list[dict[str, Any]]]) -> tuple[int, int]:
+    """(width, height) in whose pixels an asset's boxes and masks are: those of its stored frames, which may be smaller."""
+    for tracks in by_frame.values():
+        for row in tracks:
+            if row["mask"] is not None:
+                return int(row["mask"]["size"][1]), int(row["mask"]["size"][0])
+    stored = next(rows(lake, "frames", ["width", "height"], f"asset_id = '{asset_id}'"), None)
+    if stored is None:
+        raise UsageError(f"asset {asset_id} has neither a mask nor a stored frame that tells the size of its boxes")
+    return int(stored["width"]), int(stored["height"])
 
 
 def overlay_sheet(lake: Lake, asset_id: str | None, out: Path, count: int) -> int:
     """A contact sheet of frames with their detections. Returns how many frames it shows."""
-    chosen: list[dict[str, Any]] = []
     condition = f"asset_id = '{asset_id}'" if asset_id else None
     seen = {r["frame_id"] for r in rows(lake, "detections", ["frame_id"], condition)}
-    for row in rows(lake, "frames", ["frame_id", "pts_s", "jpeg"], condition):
-        if row["frame_id"] in seen and row["jpeg"] and len(chosen) < count:
-            chosen.append(row)
+    if not seen:
+        where = f"of asset {asset_id} " if asset_id else ""
+        raise UsageError(f"there are no detections {where}to draw: process the lake with a recipe that has detect")
+    stored = rows(lake, "frames", ["frame_id", "asset_id", "pts_s", "width", "height", "jpeg"], condition)
+    chosen = list(islice((r for r in stored if r["frame_id"] in seen and r["jpeg"]), count))
     if not chosen:
-        raise UsageError("there are no detections to draw: process the lake with a recipe that has detect")
+        raise UsageError("the frames with detections have no stored picture: process the lake with jpeg.store=true")
+    names = AssetNames(lake)
     pictures, captions = [], []
     for row in chosen:
-        rgb = cv2.cvtColor(cv2.imdecode(np.frombuffer(row["jpeg"], np.uint8), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+        rgb = decode_image(row["jpeg"], Limits(), row["frame_id"])
+        scale = np.array(
+            [rgb.shape[1] / (row["width"] or rgb.shape[1]), rgb.shape[0] / (row["height"] or rgb.shape[0])] * 2
+        )
         objects = [
-            {"box": d["box"], "label": d["label"], "score": d["score"]} for d in detections_of(lake, row["frame_id"])
+            {"box": d["box"] * scale, "label": d["label"], "score": d["score"]}
+            for d in detections_of(lake, row["frame_id"])
         ]
         pictures.append(draw_objects(rgb, objects))
-        captions.append(f"{row['frame_id'][-12:]}  {row['pts_s']:.2f} s")
-    cv2.imwrite(str(out), cv2.cvtColor(contact_sheet(pictures, captions), cv2.COLOR_RGB2BGR))
+        captions.append(f"{names.original(row['asset_id'])}\n{row['pts_s'] or 0.0:.2f} s")
+    if not cv2.imwrite(str(out), cv2.cvtColor(contact_sheet(pictures, captions), cv2.COLOR_RGB2BGR)):
+        raise UsageError(f"cannot write {out}")
     return len(chosen)
 
 
@@ -92,12 +120,7 @@ def _asset_id(lake: Lake, asset: str | None) -> str:
         if first is None:
             raise UsageError("no video of this lake has tracks: process it with track: true")
         return first["asset_id"]
-    names = assets_by_stem(lake)
-    if asset in names:
-        return names[asset]
-    if asset in names.values():
-        return asset
-    raise UsageError(f"the lake has no asset {asset!r}: give its id, or its file name without the ending")
+    return AssetNames(lake).find(asset)
 
 
 if __name__ == "__main__":

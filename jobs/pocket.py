@@ -1,7 +1,7 @@
 """`python -m jobs.pocket NAME`: trains one of the shipped pocket models again, from its seed, and writes it with its card.
 
 `python -m jobs.pocket pipeline` measures detection and tracking through the whole pipeline on held-out videos;
-`python -m jobs.pocket table` prints README's table from the cards of what ships.
+`python -m jobs.pocket table` prints the table of docs/models.md from the cards of what ships.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import typer
 
 from jobs.cli import run
 from vfm_ops.errors import UsageError, VfmError
-from vfm_ops.pocket import POCKET, WEIGHTS, pocket_path
+from vfm_ops.models.shipped import POCKET, WEIGHTS, pocket_path
 
 
 def command(
@@ -100,8 +100,8 @@ def pipeline_quality(folder: Path, videos: int = 12) -> dict[str, float]:
 
 def _through_tables(corpus: Path, where: str) -> dict[str, float]:
     """Ingests a corpus's videos, processes them, and scores the tables by `vfm eval`'s function."""
-    from pipelines.evaluate import evaluate
     from pipelines.lake import Lake
+    from pipelines.reporting.evaluate import evaluate
     from vfm_ops.world.vocabulary import colour_prompts
 
     lake, recipe = str(corpus / "lake"), corpus / "recipe.yaml"

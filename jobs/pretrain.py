@@ -1,4 +1,4 @@
-"""`vfm pretrain`: a backbone from a lake or a selection of it, by one of nine objectives; the same command again resumes."""
+"""`vfm pretrain`: a backbone from a lake or a selection of it, by one of the objectives; the same command again resumes."""
 
 from __future__ import annotations
 
@@ -13,13 +13,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from jobs.cli import run
 from jobs.process import JsonOption, LakeOption, SetOption
 from pipelines.lake import Lake
+from vfm_ops.pretrain.objectives import names
 
 
 def command(
     lake: LakeOption,
-    objective: Annotated[
-        str | None, typer.Option(help="supervised, simclr, moco, mae, beit, dino, dinov2, clip or siglip.")
-    ] = None,
+    objective: Annotated[str | None, typer.Option(help=f"One of {', '.join(names())}.")] = None,
     selection: Annotated[str | None, typer.Option(help="Of vfm curate; without it, every stored frame.")] = None,
     recipe: Annotated[
         str | None, typer.Option(help="YAML file; jobs/recipes/pretrain.yaml has every key of a run.")
@@ -43,7 +42,8 @@ def command(
         print(_keys(plan))
         return 0
     target = Lake.open(lake)
-    from pipelines.pretrain import prepare, run_prepared  # torch is imported only for a command that is right
+    from pipelines.pretraining import run_prepared  # torch is imported only for a command that is right
+    from pipelines.pretraining.prepare import prepare
 
     place = out or f"pretrained-{plan.objective}"
     with _Bar(plan.objective) as bar:

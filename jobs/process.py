@@ -10,7 +10,7 @@ import typer
 from jobs.cli import run
 from jobs.progress import RunProgress
 from pipelines.lake import Lake
-from pipelines.recipe import load_recipe
+from pipelines.process.recipe import load_recipe
 
 LakeOption = Annotated[str, typer.Option(help="Directory or object-store prefix of the lake.")]
 RecipeOption = Annotated[str | None, typer.Option(help="YAML file; without it, the documented default recipe.")]

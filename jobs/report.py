@@ -22,7 +22,7 @@ def command(
 ) -> int:
     """Writes funnel, embedding map, contact sheets, duplicates, shots, quality, quarantine and runs into one file."""
     target = Lake.open(lake)
-    from pipelines.report import write_report
+    from pipelines.reporting import write_report
 
     size = write_report(target, out, selection)
     print(json.dumps({"out": str(out), "bytes": size}) if as_json else f"wrote {out} ({size / 2**20:.1f} MB)")

@@ -14,8 +14,8 @@ from zoneinfo import ZoneInfo
 import typer
 
 from jobs.cli import run
-from jobs.keeper import Schedule, ScheduleStore, cron_trigger, keep
 from jobs.process import JsonOption
+from jobs.scheduler import Schedule, ScheduleStore, cron_trigger, run_scheduler
 from vfm_ops.errors import UsageError
 
 _STATE = "~/.vfm/schedule.sqlite"
@@ -44,7 +44,7 @@ def command(
         return _list(ScheduleStore(path), as_json)
     if what == "run":
         print(f"keeping the schedules of {path}; stop with Ctrl-C, start again whenever you like", file=sys.stderr)
-        keep(ScheduleStore(path), log=lambda line: print(line, flush=True))
+        run_scheduler(ScheduleStore(path), log=lambda line: print(line, flush=True))
         return 0
     if what == "remove":
         if name is None:
@@ -63,8 +63,8 @@ def _add(
         raise UsageError(f"a schedule needs {missing}: vfm schedule curate.yaml --cron '0 3 * * *' --lake L")
     cron_trigger(cron, timezone)
     from pipelines.curation.recipe import load_curation_recipe
+    from pipelines.curation.selections import check_name
     from pipelines.lake import Lake
-    from pipelines.selections import check_name
 
     plan = load_curation_recipe(recipe)
     root = Lake.open(lake).root

@@ -18,6 +18,9 @@ from pipelines.lake import Lake
 from pipelines.search import Query, hit_pictures, search
 from vfm_ops.errors import UsageError
 
+# Of arguments that are called otherwise than here (`jobs.cli.in_options`).
+OPTIONS_OF_ARGUMENTS = {"text": "a TEXT", "frame_id": "--frame"}
+
 
 def command(
     lake: Annotated[str | None, typer.Option(help="Directory or object-store prefix of the lake.")] = None,

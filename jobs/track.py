@@ -18,7 +18,7 @@ from vfm_ops.media.encode import write_video
 from vfm_ops.media.frame import DecodeSettings, Frame
 from vfm_ops.media.sandbox import Sandbox
 from vfm_ops.media.source import MediaSource
-from vfm_ops.pocket import DEFAULT_DETECTOR, DEFAULT_TRACKER
+from vfm_ops.models.shipped import DEFAULT_DETECTOR, DEFAULT_TRACKER
 
 
 def command(

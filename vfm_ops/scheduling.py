@@ -1,4 +1,4 @@
-"""How long a thread may run before the kernel gives its core to another."""
+"""Linux's batch scheduling (SCHED_BATCH): how long a thread may run before the kernel gives its core to another."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import os
 import platform
 import struct
 
-TURN_MS = 20.0  # a batch of a small model; a picture takes a decoder 1 to 2 ms
+SLICE_MS = 20.0  # a batch of a small model; a picture takes a decoder 1 to 2 ms
 _SCHED_SETATTR = {"x86_64": 314, "aarch64": 274}  # system call numbers; glibc has had a wrapper since 2.41 only
 _ATTRIBUTES = struct.Struct("<IIQiIQQQII")  # size, policy, flags, nice, priority, runtime, deadline, period, clamps
 
 
-def take_long_turns() -> None:
+def use_batch_scheduling() -> None:
     """This thread, and the threads and processes that it starts from now on, are batch work: none interrupts another when
     it wakes, and each keeps its core for 20 ms where others want it.
 
@@ -27,5 +27,5 @@ def take_long_turns() -> None:
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
         if number := _SCHED_SETATTR.get(platform.machine()):
             nice = os.getpriority(os.PRIO_PROCESS, 0)
-            wanted = _ATTRIBUTES.pack(_ATTRIBUTES.size, os.SCHED_BATCH, 0, nice, 0, int(TURN_MS * 1e6), 0, 0, 0, 0)
+            wanted = _ATTRIBUTES.pack(_ATTRIBUTES.size, os.SCHED_BATCH, 0, nice, 0, int(SLICE_MS * 1e6), 0, 0, 0, 0)
             ctypes.CDLL(None).syscall(number, 0, wanted, 0)

@@ -26,7 +26,7 @@ from vfm_ops.media.probe import probe_video
 from vfm_ops.media.sampling import sample_fps
 from vfm_ops.media.source import MediaSource
 from vfm_ops.media.view import View
-from vfm_ops.scheduling import take_long_turns
+from vfm_ops.scheduling import use_batch_scheduling
 
 T = TypeVar("T")
 
@@ -70,7 +70,7 @@ def main(argv: list[str]) -> None:
     """argv: images|videos FOLDER MODEL THREADS BATCH."""
     kind, folder, model, threads, batch = argv[0], Path(argv[1]), argv[2], int(argv[3]), int(argv[4])
     paths = sorted(p for p in folder.iterdir() if p.is_file())
-    take_long_turns()  # the floor is the best that is known
+    use_batch_scheduling()  # the floor is the best that is known
     embedder = load_embedder(model)
     if kind == "images":
         batches = image_batches(paths, embedder.view, threads, batch)

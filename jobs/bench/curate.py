@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 
+from jobs.bench import curate_algorithms
 from jobs.bench.curate_lakes import add_vectors, vector_lake
 from jobs.bench.curate_probe import long_tail_probe
-from pipelines import selections
+from pipelines.curation import selections
 from pipelines.lake import Lake
-from vfm_ops.curate import benchmark
 from vfm_ops.errors import VfmError
 
 Row = dict[str, Any]
@@ -52,13 +52,13 @@ def _row(
 
 def rings(quick: bool, folder: Path) -> list[Row]:
     """Does a hierarchy with resampling balance rings of very unequal mass?"""
-    found = benchmark.rings_balance(2 if quick else 10)
+    found = curate_algorithms.rings_balance(2 if quick else 10)
     return [_row("KL to uniform", found["kl"], "at most 0.030", found["kl_random"], note="reference: random items")]
 
 
 def kmeans(quick: bool, folder: Path) -> list[Row]:
     """k-means against faiss's, with the same number of iterations over the same rows."""
-    found = benchmark.kmeans_against_faiss(_size(quick), k=100 if quick else 1000)
+    found = curate_algorithms.kmeans_against_faiss(_size(quick), k=100 if quick else 1000)
     theirs = found["faiss"]
     return [
         _row("CPU s", found["cpu_s"], "at most 1.1 of faiss", theirs["cpu_s"], found["cpu_ratio"]),
@@ -68,7 +68,7 @@ def kmeans(quick: bool, folder: Path) -> list[Row]:
 
 def near_duplicates(quick: bool, folder: Path) -> list[Row]:
     """The search for pairs against faiss's exact range search."""
-    found = benchmark.range_search_against_faiss(_size(quick))
+    found = curate_algorithms.range_search_against_faiss(_size(quick))
     theirs = found["faiss"]["cpu_s"]
     note = "faiss: the first 4,000 queries, scaled"
     return [
@@ -79,7 +79,7 @@ def near_duplicates(quick: bool, folder: Path) -> list[Row]:
 
 def growth(quick: bool, folder: Path) -> list[Row]:
     """How the cost of the same search grows with the rows."""
-    found = benchmark.search_growth((5_000, 40_000) if quick else (50_000, 400_000))
+    found = curate_algorithms.search_growth((5_000, 40_000) if quick else (50_000, 400_000))
     small, large = found["cpu_s"]
     note = f"{small:.1f} and {large:.1f} CPU s for {found['rows'][0]} and {found['rows'][1]} rows"
     return [_row("exponent of rows", found["exponent"], "at most 1.2", note=note)]
@@ -87,7 +87,7 @@ def growth(quick: bool, folder: Path) -> list[Row]:
 
 def hierarchy(quick: bool, folder: Path) -> list[Row]:
     """Time to build two levels; the yardstick is what the reference code takes on a machine of this kind, 316 s."""
-    found = benchmark.hierarchy_time(_size(quick), levels=(200, 20) if quick else (2000, 200))
+    found = curate_algorithms.hierarchy_time(_size(quick), levels=(200, 20) if quick else (2000, 200))
     rows = []
     for name in ("settled", "all_iterations"):
         wall = found[name]["wall_s"]
@@ -98,7 +98,7 @@ def hierarchy(quick: bool, folder: Path) -> list[Row]:
 
 def planted(quick: bool, folder: Path) -> list[Row]:
     """Copies planted in real images: are they found, and only they?"""
-    found = benchmark.planted_duplicates(500 if quick else 5000, 20 if quick else 100)
+    found = curate_algorithms.planted_duplicates(500 if quick else 5000, 20 if quick else 100)
     rows = [_row("precision", found["precision"], "at least 0.99"), _row("recall", found["recall"], "at least 0.95")]
     return rows + [_row(f"recall of {name}", share, "") for name, share in found["recall_of"].items()]
 
@@ -135,22 +135,22 @@ def second_run(quick: bool, folder: Path) -> list[Row]:
     lake = vector_lake(folder / "lake", rows)
     options = ("--set", "deduplicate.exact=false", "--set", "sample.target=0.2")
     vfm_curate(lake, *options)
-    before = _fates(lake)
-    add_vectors(lake, benchmark.clustered_vectors(rows // 10, seed=rows + 1), rows)
+    before = _decisions(lake)
+    add_vectors(lake, curate_algorithms.clustered_vectors(rows // 10, seed=rows + 1), rows)
     second = vfm_curate(lake, *options)
-    after = _fates(lake)
-    same = sum(after.get(frame) == fate for frame, fate in before.items())
+    after = _decisions(lake)
+    same = sum(after.get(frame) == decided for frame, decided in before.items())
     full = vfm_curate(lake, *options, "--selection", "anew")
     steps = [sum(summary["stage_seconds"].values()) for summary in (second, full)]
     note = f"steps alone: {steps[0]:.1f} of {steps[1]:.1f} s"
     ratio = second["seconds"] / full["seconds"]
     return [
         _row(f"{rows // 10} more: s", second["seconds"], "at most 0.25 of a full run", full["seconds"], ratio, note),
-        _row("old items whose fate and cluster stayed", same / len(before), "1"),
+        _row("old items whose decision and cluster stayed", same / len(before), "1"),
     ]
 
 
-def _fates(lake: Lake, name: str = "curated") -> dict[str, tuple]:
+def _decisions(lake: Lake, name: str = "curated") -> dict[str, tuple]:
     rows = selections.read_rows(lake, name, columns=["frame_id", "kept", "reason", "cluster", "rank"]).to_pylist()
     return {r["frame_id"]: (r["kept"], r["reason"], tuple(r["cluster"] or ()), r["rank"]) for r in rows}
 
@@ -178,8 +178,8 @@ def _resources(*sets: str) -> list[str]:
 
 def _agreement(lake: Lake, one: str, other: str) -> float:
     """Share of one selection's rows that another has too."""
-    a, b = _fates(lake, one), _fates(lake, other)
-    return float(np.mean([b.get(frame) == fate for frame, fate in a.items()])) if len(a) == len(b) else 0.0
+    a, b = _decisions(lake, one), _decisions(lake, other)
+    return float(np.mean([b.get(frame) == decided for frame, decided in a.items()])) if len(a) == len(b) else 0.0
 
 
 def kills(quick: bool, folder: Path) -> list[Row]:

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from jobs.bench.curate_algorithms import clustered_vectors
 from pipelines.lake import SCHEMAS, Lake, embedding_field, make_asset_id, with_nulls
-from vfm_ops.curate.benchmark import clustered_vectors
 
 CHUNK = 50_000
 

@@ -29,7 +29,7 @@ def measure(quick: bool, kept: Path | None = None) -> list[dict[str, Any]]:
     Debian's dataset-fashion-mnist.
     """
     from jobs.bench import Kept
-    from vfm_ops.pretrain.benchmark import Benchmark
+    from jobs.bench.pretrain_objectives import Benchmark
     from vfm_ops.pretrain.registry import OBJECTIVES
 
     data = Benchmark.load(bank=2000 if quick else 20_000)
@@ -62,8 +62,8 @@ def feeding(quick: bool) -> dict[str, float]:
     images_per_s is the trainer's, start-up excluded: reading, decoding, augmenting, logs and checkpoints included.
     feeding_share and feeding_cpu_share are 1 when all that beside the step costs no time, and no CPU time.
     """
-    from pipelines.pretrain import prepare
     from pipelines.pretraining.launch import launch
+    from pipelines.pretraining.prepare import prepare
     from pipelines.pretraining.settings import make_plan
 
     batch, turn, turns = (16, 2, 1) if quick else (64, 10, 4)

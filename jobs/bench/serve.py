@@ -31,7 +31,7 @@ from jobs.bench.serve_load import Load, ask, embed_requests, post, request, run_
 from jobs.serve.client import Client
 from pipelines.lake import Lake, embedding_field, with_nulls
 from pipelines.lake.maintenance import maintain
-from pipelines.recipe import default_model
+from pipelines.process.recipe import default_model
 from vfm_ops.errors import VfmError
 from vfm_ops.media.encode import write_video
 

@@ -9,7 +9,7 @@ from jobs.bench.media import read_frames, real_clips
 
 def measure(quick: bool) -> list[dict[str, Any]]:
     """Rows of speed for each number of objects, then of resident memory; `quick` leaves memory out."""
-    from vfm_ops.track.benchmark import bench_track
+    from jobs.bench.track_peers import bench_track
 
     report = bench_track(
         None, list(read_frames(real_clips()[0], 120)), timed_frames=20 if quick else 60, memory=not quick

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
 import signal
 import socket
 import threading
@@ -12,12 +13,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vfm_ops.errors import UsageError
-from vfm_ops.pocket import DEFAULT_DETECTOR, DEFAULT_TRACKER
+from vfm_ops.models.shipped import DEFAULT_DETECTOR, DEFAULT_TRACKER
 
 if TYPE_CHECKING:
     from jobs.serve.listener import Listener
 
 MANY = "may be repeated"
+LEAST_ADDRESS_SPACE = 4 << 30  # torch and its libraries alone take over 2
 # Requests go to replicas over gRPC instead of as Ray tasks, and stay on one event loop at either end: half the
 # processor time of each. On a cluster these are set where `ray start` runs.
 THROUGHPUT = {
@@ -51,6 +53,7 @@ def command(
     set_: Annotated[list[str] | None, typer.Option("--set", help="limits.NAME=value; may be repeated.")] = None,
 ) -> int:
     """Answers over HTTP until interrupted: /v1 and a page. Prints the address when it is ready."""
+    check_address_space()
     from pipelines.lake import Lake
 
     Lake.open(lake)
@@ -121,19 +124,24 @@ def end_serving() -> None:
     serve.shutdown()
 
 
+def check_address_space() -> None:
+    """UsageError where `ulimit -v` leaves too little: Ray would wait a minute for processes that die, and say nothing."""
+    allowed, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if allowed != resource.RLIM_INFINITY and allowed < LEAST_ADDRESS_SPACE:
+        raise UsageError(
+            f"this shell allows a process {allowed / 2**30:.1f} GB of address space (ulimit -v), too little for torch and Ray: "
+            f"allow at least {LEAST_ADDRESS_SPACE >> 30} GB, or start with ulimit -v unlimited"
+        )
+
+
 def check_models(settings: dict[str, Any]) -> None:
     """UsageError for a model whose weights are not to be had: models load when first asked, too late to be told of it."""
-    from vfm_ops.detect import loading as detect
-    from vfm_ops.embed import checkpoint as embed
-    from vfm_ops.segment import checkpoint as segment
+    from vfm_ops.models.resolve import find_checkpoint
 
     for spec in settings["embed"]["extra"]:
-        embed.find_checkpoint(spec)
+        find_checkpoint(spec, "embed")
     for task, spec in _named(settings):
-        if task == "detect":
-            detect.find_weights(spec)
-        else:
-            segment.find_checkpoint(spec, task)
+        find_checkpoint(spec, task)
 
 
 def _named(settings: dict[str, Any]) -> list[tuple[Any, str]]:
@@ -189,9 +197,11 @@ def _settings(
         "selections": not read_only,
         "limits": {},
     }
+    from pipelines.settings import parse_override
+
     for item in overrides:
-        key, equals, value = item.partition("=")
-        if not equals or not key.startswith("limits."):
+        keys, value = parse_override(item, "limits.in_flight=32")
+        if len(keys) != 2 or keys[0] != "limits":
             raise UsageError(f"--set takes limits.NAME=value, such as limits.in_flight=32, not {item!r}")
-        settings["limits"][key.removeprefix("limits.")] = value
+        settings["limits"][keys[1]] = value
     return settings

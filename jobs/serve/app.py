@@ -1,6 +1,6 @@
 """The Ray Serve application: gateways, and a deployment for each task that has a model. `vfm serve` and serve.yaml run it.
 
-client ──HTTP──▶ Ray's proxy ──▶ Gateway ──┬─▶ Embedding   (models multiplexed, requests joined)
+client ──HTTP──▶ Ray's proxy ──▶ Gateway ──┬─▶ Embedding   (models multiplexed, requests batched)
       └──HTTP──▶ Gateway of `vfm serve` ───┼─▶ Detection   (one a detector)
                     │                      └─▶ Segmentation, Tracking   (a session's requests reach its replica)
                   lake
@@ -22,7 +22,7 @@ from jobs.serve.models.segmentation import Segmentation
 from jobs.serve.models.tracking import Tracking
 from jobs.serve.settings import EmbedChoice, ModelChoice, ServeSettings
 from pipelines.lake import Lake
-from pipelines.recipe import validate
+from pipelines.settings import validate
 
 APPLICATION = "vfm"
 # A session's id is hashed to a replica: its requests find what it left there, however many replicas there are.

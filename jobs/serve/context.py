@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from dataclasses import dataclass, field
+from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,30 @@ from jobs.serve.metrics import Metrics
 from jobs.serve.problems import Problem
 from jobs.serve.settings import ServeSettings
 from jobs.serve.uploads import Thumbnails
-from pipelines.search import Column, embedding_columns
-from vfm_ops.errors import UsageError
+from pipelines.search.columns import Column, embedding_columns
+from vfm_ops.errors import MediaError, UsageError
+from vfm_ops.media.sniff import sniff
 
+# What a browser is told of bytes, by what they begin with. Anything else is not sent.
+MIME = {
+    "jpeg": "image/jpeg",
+    "png": "image/png",
+    "webp": "image/webp",
+    "gif": "image/gif",
+    "bmp": "image/bmp",
+    "tiff": "image/tiff",
+    "avif": "image/avif",
+    "heic": "image/heic",
+    "mp4": "video/mp4",
+    "matroska": "video/webm",
+    "avi": "video/x-msvideo",
+    "mpeg": "video/mpeg",
+    "mpegts": "video/mp2t",
+    "flv": "video/x-flv",
+    "ogg": "video/ogg",
+    "asf": "video/x-ms-asf",
+}
+SNIFFED = 512
 _FRAME_ID = re.compile(r"[A-Za-z0-9_.:-]{1,200}")
 
 
@@ -108,21 +130,32 @@ class Context:
         raise no_such(table.removesuffix("s"))
 
     def frame_jpeg(self, frame_id: str) -> bytes:
-        """The stored JPEG of a frame; of a still without one, the source's own bytes. Problem 404; MediaError."""
+        """The stored JPEG of a frame; of a still without one, the source's own bytes. Problem 404 or 415; MediaError."""
         row = self.frame_row(frame_id, ["jpeg", "asset_id", "frame_index"])
         if row["jpeg"] is not None:
             return row["jpeg"]
         source, media_type = self.asset_source(row["asset_id"])
         if media_type != "image":
-            raise Problem(404, "", "This frame's picture was not stored: process the lake with frames.jpeg on.")
-        return source.read(self.settings.limits.body_bytes)
+            raise Problem(404, "", "This frame's picture was not stored: process the lake with jpeg.store=true.")
+        try:
+            data = source.read(self.settings.limits.body_bytes)
+        except MediaError as e:
+            raise without_path(e, source) from e
+        mime_of(data)
+        return data
 
     def asset_source(self, asset_id: str) -> tuple[Any, str | None]:
-        """Where an asset's bytes lie (MediaSource), and its media type. Problem 404."""
-        from pipelines.search import ASSET_COLUMNS
+        """Where a settled asset's bytes lie (MediaSource), and its media type. Problem 404.
+
+        What is pending or in quarantine was never seen to be media: it may be any file that a link or a name led to.
+        """
+        from pipelines.search.run import ASSET_COLUMNS
         from pipelines.sources import RowReader, media_source
 
-        row = self.row("assets", "asset_id", asset_id, ASSET_COLUMNS)
+        row = self.row("assets", "asset_id", asset_id, [*ASSET_COLUMNS, "etag"])
+        own = f"asset_id = '{asset_id}'"
+        if not (self.lake.count("ledger", own) or self.lake.count("quarantine", f"{own} AND salvaged_frames > 0")):
+            raise Problem(404, "", "This asset was not processed, or could not be: only media that was is served.")
         return media_source(row, RowReader()), row["media_type"]
 
     async def image_bytes(self, image: bytes | None, frame_id: str | None) -> bytes:
@@ -148,6 +181,25 @@ class Context:
         image = await self.image_bytes(body.image, body.frame_id)
         boxes = None if body.box is None else [body.box]
         return (await model.embed_images.remote([image], boxes))[0]
+
+
+def without_path(error: BaseException, source: Any) -> BaseException:
+    """The same error, its message with the file's name in place of where it lies on the server."""
+    if not isinstance(error, MediaError):
+        return error
+    name = PurePosixPath(source.uri).name
+    text = str(error)
+    for place in filter(None, (source.uri, source.path)):
+        text = text.replace(place, name)
+    return MediaError(error.kind, text)
+
+
+def mime_of(head: bytes) -> str:
+    """The type of media by its first bytes. Problem 415 for bytes that are none, whatever they were when they were ingested."""
+    kind = sniff(head[:SNIFFED])
+    if kind not in MIME:
+        raise Problem(415, "", "The file is no image or video any more: ingest its folder again.")
+    return MIME[kind]
 
 
 def no_such(thing: str) -> Problem:

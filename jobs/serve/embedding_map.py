@@ -1,141 +1,141 @@
-"""Embeddings in the plane: t-SNE (van der Maaten & Hinton 2008) of a sample, started from its principal components.
+"""The page's map of embeddings: laid out by `vfm_ops.curate.projection`, and kept until the lake changes.
 
-Exact, in blocks of matrix products: some thousand points take seconds on one core, and the map is kept until the lake changes.
+What is shown is a sample; a lasso catches every frame that has a vector, placed among its nearest ones of the sample.
 """
 
 from __future__ import annotations
 
-import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
+from jobs.serve.problems import Problem
+from pipelines.curation.vectors import list_values
 from pipelines.lake import Lake
-from pipelines.search import Column
+from pipelines.search.columns import Column
+from vfm_ops.curate.projection import place_among, project
 
-MOST_EXACT = 3000
-STEPS = 250
-PERPLEXITY = 30.0
+MOST_ANCHORS = 3000
+KEPT_MAPS = 4
+STALE = "The lake was changed or compacted since this map was made: open the map again."
+
+
+@dataclass
+class Layout:
+    """One map of one version of a lake. ids: of the sample. x_MD: its vectors, y_M2: their places, from -1 to 1. total: frames
+    with a vector."""
+
+    dataset: Any
+    column: str
+    ids: list[str]
+    x_MD: np.ndarray
+    y_M2: np.ndarray
+    total: int
+
+    def inside(self, polygon: list[tuple[float, float]]) -> list[str]:
+        """Ids of all frames inside, by the even-odd rule as the page draws it; those of the sample are where it shows them."""
+        ids, y_N2 = self._everyone
+        return ids.filter(pa.array(in_polygon(y_N2, np.asarray(polygon)))).to_pylist()
+
+    @cached_property
+    def _everyone(self) -> tuple[pa.Array, np.ndarray]:
+        ids, places, rows = [], [], anchors(len(self.ids))
+        for names, x_ND in vectors_of(self.dataset, self.column):
+            ids.append(names)
+            places.append(place_among(x_ND, self.x_MD[rows], self.y_M2[rows]).astype(np.float32))
+        if not ids:
+            return pa.array([], pa.string()), np.zeros((0, 2), np.float32)
+        known, y_N2 = pa.concat_arrays(ids), np.concatenate(places)
+        shown = pa.compute.index_in(pa.array(self.ids), value_set=known).to_numpy(zero_copy_only=False)
+        y_N2[shown.astype(int)] = self.y_M2
+        return known, y_N2
 
 
 class MapCache:
-    """The map of each column, of the newest version of the lake that was asked for."""
+    """The newest maps that were asked for. Not for several threads at once."""
 
     def __init__(self, lake: Lake) -> None:
         self._lake = lake
-        self._made: dict[tuple[str, int], tuple[int, dict[str, Any]]] = {}
-        self._lock = threading.Lock()
+        self._made: dict[tuple[str, int, int], Layout] = {}
 
     def get(self, column: Column, points: int) -> dict[str, Any]:
-        """frame_ids, asset_ids, media types and x, y of at most `points` frames, spread evenly over the table."""
-        with self._lock:
-            dataset = self._lake.dataset("frames")
-            version = 0 if dataset is None else dataset.version
-            held = self._made.get((column.name, points))
-            if held is not None and held[0] == version:
-                return held[1]
-            made = self._make(column, points)
-            self._made[column.name, points] = version, made
-            return made
-
-    def _make(self, column: Column, points: int) -> dict[str, Any]:
-        ids, vectors = sample_vectors(self._lake, column.name, points)
-        xy = project(vectors)
+        """frame_ids, x and y of at most `points` frames, spread evenly over the table; of how many (`total`); the version."""
+        dataset = self._lake.dataset("frames")
+        version = 0 if dataset is None else int(dataset.version)
+        layout = self._layout(column.name, points, version)
         return {
             "model": column.spec,
-            "frame_ids": ids,
-            "x": [round(float(v), 4) for v in xy[:, 0]],
-            "y": [round(float(v), 4) for v in xy[:, 1]],
+            "version": version,
+            "total": layout.total,
+            "frame_ids": layout.ids,
+            "x": layout.y_M2[:, 0].tolist(),
+            "y": layout.y_M2[:, 1].tolist(),
         }
 
+    def inside(self, column: Column, points: int, version: int, polygon: list[tuple[float, float]]) -> list[str]:
+        """Ids of all frames inside a polygon of the map that `get` gave of that version. Problem 409 when it is gone."""
+        return self._layout(column.name, points, version).inside(polygon)
 
-def sample_vectors(lake: Lake, column: str, most: int) -> tuple[list[str], np.ndarray]:
-    """Frame ids and vectors, float32 (n, D), of every k-th frame that has one; n <= most. Streams: never holds the table."""
-    total = lake.count("frames", f"{column} IS NOT NULL")
+    def _layout(self, column: str, points: int, version: int) -> Layout:
+        key = (column, points, version)
+        layout = self._made.pop(key, None) or self._make(*key)
+        self._made[key] = layout  # now the newest
+        while len(self._made) > KEPT_MAPS:
+            del self._made[next(iter(self._made))]
+        return layout
+
+    def _make(self, column: str, points: int, version: int) -> Layout:
+        try:
+            dataset = self._lake.dataset("frames", version) if version else None
+        except Exception as e:
+            raise Problem(409, "map out of date", STALE) from e
+        if dataset is None or column not in dataset.schema.names:
+            raise Problem(409, "map out of date", STALE)
+        ids, vectors, total = sample_vectors(dataset, column, points)
+        return Layout(dataset, column, ids, vectors, np.round(project(vectors).astype(np.float64), 4), total)
+
+
+def vectors_of(dataset: Any, column: str) -> Iterator[tuple[pa.Array, np.ndarray]]:
+    """Streams the ids of frames that have a vector, and the vectors, float32 (n, D)."""
+    scanner = dataset.scanner(
+        columns=["frame_id", column], filter=f"{column} IS NOT NULL", batch_size=8192, scan_in_order=True
+    )
+    for batch in scanner.to_batches():
+        if batch.num_rows:
+            cells = batch.column(1)
+            yield batch.column(0), list_values(cells, cells.type.list_size).astype(np.float32)
+
+
+def sample_vectors(dataset: Any, column: str, most: int) -> tuple[list[str], np.ndarray, int]:
+    """Frame ids and vectors, float32 (n, D), of every k-th frame that has one, and how many have; n <= most. Streams."""
+    total = dataset.count_rows(filter=f"{column} IS NOT NULL")
     every = max(1, -(-total // most))
     ids: list[str] = []
     parts: list[np.ndarray] = []
     seen = 0
-    for batch in lake.scan("frames", ["frame_id", column], filter=f"{column} IS NOT NULL", batch_size=8192):
-        first = (-seen) % every
-        seen += batch.num_rows
-        taken = batch.take(np.arange(first, batch.num_rows, every))
-        ids += taken.column(0).to_pylist()
-        array = taken.column(1)
-        if len(array):
-            flat = array.flatten().to_numpy(zero_copy_only=False).astype(np.float32)
-            parts.append(flat.reshape(len(array), -1))
-    return ids, np.concatenate(parts) if parts else np.zeros((0, 1), np.float32)
+    for names, x_ND in vectors_of(dataset, column):
+        taken = np.arange((-seen) % every, len(names), every)
+        seen += len(names)
+        ids += names.take(pa.array(taken)).to_pylist()
+        parts.append(x_ND[taken])
+    return ids, np.concatenate(parts) if parts else np.zeros((0, 1), np.float32), total
 
 
-def project(x_ND: np.ndarray) -> np.ndarray:
-    """float64 (N, 2), both axes from -1 to 1: t-SNE of up to MOST_EXACT points; others lie among their nearest placed ones."""
-    n = len(x_ND)
-    if n < 5:
-        return np.stack([np.linspace(-1, 1, n) if n > 1 else np.zeros(n), np.zeros(n)], 1)
-    placed = np.linspace(0, n - 1, min(n, MOST_EXACT)).astype(int)
-    y = tsne(x_ND[placed])
-    if len(placed) < n:
-        everyone = np.empty((n, 2))
-        for start in range(0, n, 2048):
-            similar = x_ND[start : start + 2048] @ x_ND[placed].T
-            nearest = np.argpartition(-similar, 3, axis=1)[:, :3]
-            weights = np.exp(20 * np.take_along_axis(similar, nearest, 1))[..., None]
-            everyone[start : start + 2048] = (y[nearest] * weights).sum(1) / weights.sum(1)
-        everyone[placed] = y
-        y = everyone
-    y = y - (y.max(0) + y.min(0)) / 2
-    return y / np.maximum(np.abs(y).max(0), 1e-12)
+def anchors(count: int) -> np.ndarray:
+    """Which of `count` shown points others are placed among."""
+    return np.linspace(0, count - 1, min(count, MOST_ANCHORS)).astype(int)
 
 
-def tsne(x_ND: np.ndarray, steps: int = STEPS, perplexity: float = PERPLEXITY) -> np.ndarray:
-    """float64 (N, 2). Exact gradient, early exaggeration 12 for the first quarter, momentum 0.5 then 0.8."""
-    n = len(x_ND)
-    p = _affinities(x_ND, min(perplexity, (n - 1) / 3))
-    centred = x_ND - x_ND.mean(0)
-    _, _, vt = np.linalg.svd(centred[np.linspace(0, n - 1, min(n, 1000)).astype(int)], full_matrices=False)
-    axes = vt[:2] if len(vt) > 1 else np.vstack([vt, vt])
-    y = (centred @ axes.T).astype(np.float32)
-    y *= np.float32(1e-4 / max(float(y[:, 0].std()), 1e-12))
-    velocity, gains = np.zeros_like(y), np.ones_like(y)
-    rate = np.float32(max(n / 12 / 4, 50))
-    for step in range(steps):
-        early = step < steps // 4
-        gradient = _gradient(p, y, 12.0 if early else 1.0)
-        same = np.sign(gradient) == np.sign(velocity)
-        gains = np.maximum(np.where(same, gains * 0.8, gains + 0.2), 0.01)
-        velocity = np.float32(0.5 if early else 0.8) * velocity - rate * gains * gradient
-        y = y + velocity
-        y -= y.mean(0)
-    return y.astype(np.float64)
-
-
-def _gradient(p_NN: np.ndarray, y: np.ndarray, exaggeration: float) -> np.ndarray:
-    """4 sum_j (p_ij - q_ij) (1 + |y_i - y_j|^2)^-1 (y_i - y_j): eq. 5 of the paper."""
-    squared = (y * y).sum(1)
-    w = 1.0 / (1.0 + np.maximum(squared[:, None] + squared[None] - 2 * (y @ y.T), 0))
-    np.fill_diagonal(w, 0)
-    total = max(float(w.sum()), 1e-12)
-    pull = (np.float32(exaggeration) * p_NN - w / np.float32(total)) * w
-    return 4 * (pull.sum(1)[:, None] * y - pull @ y)
-
-
-def _affinities(x_ND: np.ndarray, perplexity: float) -> np.ndarray:
-    """Symmetric p_ij, float32, sums to 1; each row's bandwidth found by bisection on its entropy, all rows at once."""
-    n = len(x_ND)
-    squared = (x_ND * x_ND).sum(1)
-    d = np.maximum(squared[:, None] + squared[None] - 2 * (x_ND @ x_ND.T), 0).astype(np.float32)
-    np.fill_diagonal(d, np.inf)
-    d -= d.min(1, keepdims=True)
-    low, high, beta = np.zeros(n, np.float32), np.full(n, np.inf, np.float32), np.ones(n, np.float32)
-    finite = np.where(np.isinf(d), 0, d)
-    for _ in range(40):
-        p = np.exp(-d * beta[:, None])
-        total = p.sum(1)
-        entropy = np.log(total) + beta * (finite * p).sum(1) / total
-        wide = entropy > np.log(perplexity)
-        low, high = np.where(wide, beta, low), np.where(wide, high, beta)
-        beta = np.where(np.isinf(high), beta * 2, (low + high) / 2)
-    p = np.exp(-d * beta[:, None])
-    p /= p.sum(1, keepdims=True)
-    return ((p + p.T) / (2 * n)).astype(np.float32)
+def in_polygon(y_N2: np.ndarray, corners_C2: np.ndarray) -> np.ndarray:
+    """bool (N,): which points lie inside a closed polygon, by the even-odd rule."""
+    x, y = y_N2[:, 0], y_N2[:, 1]
+    odd = np.zeros(len(y_N2), bool)
+    for (xi, yi), (xj, yj) in zip(corners_C2, np.roll(corners_C2, 1, axis=0)):
+        crosses = (yi > y) != (yj > y)
+        if crosses.any():
+            odd ^= crosses & (x < (xj - xi) * (y - yi) / (yj - yi if yj != yi else 1) + xi)
+    return odd

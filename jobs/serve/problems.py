@@ -19,6 +19,7 @@ TITLES = {
     403: "forbidden",
     404: "not found",
     405: "method not allowed",
+    408: "request timeout",
     411: "length required",
     413: "too large",
     415: "unsupported media type",
@@ -71,7 +72,7 @@ def _rebuild(status: int, title: str, detail: str, retry_after_s: float | None, 
 
 def problem_of(error: BaseException) -> Problem:
     """What a client is told about an exception of ours, of Ray's, or of anyone's. Unexpected ones are logged whole, here."""
-    error = _cause(error)
+    error = cause_of(error)
     if isinstance(error, Problem):
         return error
     if isinstance(error, MediaError):
@@ -115,7 +116,7 @@ _DEAD = frozenset(
 )
 
 
-def _cause(error: BaseException) -> BaseException:
+def cause_of(error: BaseException) -> BaseException:
     """The exception that a replica raised, out of Ray's wrapping."""
     inner = getattr(error, "cause", None)
     return inner if isinstance(inner, BaseException) else error

@@ -7,6 +7,7 @@ from typing import Any
 import pyarrow as pa
 
 from jobs.serve.problems import Problem
+from pipelines.curation.selections import EXTRA, count_kept
 from pipelines.lake import Lake, Lease, new_run_id
 from pipelines.lake.schema import SCHEMAS
 from vfm_ops.errors import UsageError
@@ -15,12 +16,8 @@ REASON = "picked by hand"
 
 
 def list_selections(lake: Lake) -> list[dict[str, Any]]:
-    """name and kept frames of each selection, by name."""
-    rows = lake.read("selections", ["selection", "kept"])
-    if not rows.num_rows:
-        return []
-    kept = rows.filter(pa.compute.fill_null(rows["kept"], True)).group_by("selection").aggregate([([], "count_all")])
-    return [{"name": r["selection"], "frames": r["count_all"]} for r in kept.sort_by("selection").to_pylist()]
+    """name and kept frames of each selection, curated ones too, by name."""
+    return [{"name": name, "frames": kept} for name, kept in sorted(count_kept(lake).items())]
 
 
 def make_selection(lake: Lake, name: str, frame_ids: list[str]) -> dict[str, Any]:
@@ -42,6 +39,8 @@ def make_selection(lake: Lake, name: str, frame_ids: list[str]) -> dict[str, Any
     )
     try:
         with Lease(lake, new_run_id()):
+            # With the columns of curation: whichever comes first, the table is the same.
+            lake.ensure("selections", EXTRA)
             if lake.count("selections", f"selection = '{name}'"):
                 raise Problem(409, "name taken", f"There is a selection {name} already: choose another name.")
             lake.append("selections", rows)

@@ -7,7 +7,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from jobs.serve.problems import Problem
 
@@ -30,6 +30,20 @@ def checked_session_id(text: str) -> str:
 def unknown_session() -> Problem:
     """The answer to an id that is not, or no longer, open."""
     return Problem(404, "no such session", "There is no such session, or it expired: open a new one.")
+
+
+class HoldsSessions:
+    """What replicas that keep sessions answer alike."""
+
+    _sessions: Sessions[Any]
+
+    async def close(self, session: str) -> bool:
+        """Forgets a session."""
+        return self._sessions.remove(session)
+
+    async def count(self) -> int:
+        """Open sessions."""
+        return len(self._sessions)
 
 
 class Sessions(Generic[T]):

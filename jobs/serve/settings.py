@@ -63,8 +63,10 @@ class RequestLimits(Strict):
     """What one request, or all of them together, may cost.
 
     body_bytes: of an image request. video_bytes, video_s: of an uploaded video. pixels: of an image or video frame.
-    batch: images or texts of one request. in_flight: requests answered at once by one gateway. sessions: open at once, of
-    each kind and replica. session_s: a session that is not used for so long is forgotten. deadline_s: of a request.
+    batch: images or texts of one request. in_flight: requests answered at once by one gateway; one whose body is still on its
+    way is none of them. bodies: on their way at once; body_grace_s, body_rate: a body must be whole after so many seconds, and
+    another for each so many bytes. stall_s: a client that takes nothing of a stream for so long is let go. sessions: open at
+    once, of each kind and replica. session_s: a session that is not used for so long is forgotten. deadline_s: of a request.
     results: deepest rank that pages of a search reach.
     """
 
@@ -74,6 +76,10 @@ class RequestLimits(Strict):
     pixels: int = Field(50_000_000, ge=1)
     batch: int = Field(256, ge=1)
     in_flight: int = Field(64, ge=1)
+    bodies: int = Field(256, ge=1)
+    body_grace_s: float = Field(10.0, gt=0)
+    body_rate: int = Field(16 << 10, ge=1)
+    stall_s: float = Field(300.0, gt=0)
     sessions: int = Field(32, ge=1)
     session_s: float = Field(300.0, gt=0)
     deadline_s: float = Field(60.0, gt=0)

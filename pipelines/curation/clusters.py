@@ -148,7 +148,7 @@ def retrieve(pool: Pool, state: ClusterState | None, standing_run: bool) -> tupl
             floor = nearest_rows_of(data, seeds.vectors, settings.k).cosine[:, -1]
     missed = np.ones(len(rows), bool)
     missed[found.rows] = False
-    pool.fates.settle("not_retrieved", rows[missed])
+    pool.decisions.settle("not_retrieved", rows[missed])
     named = [seeds.ids[s] if s >= 0 else "" for s in found.seed.tolist()]
     pool.seed_of = dict(zip(rows[found.rows].tolist(), zip(named, found.cosine.tolist())))
     return floor, found
@@ -170,7 +170,7 @@ def _retrieve_classes(
     kept = np.zeros(len(rows), bool)
     kept[balanced_rows(found, total) if floor_C is None else found.margin_N >= floor_C[found.class_N]] = True
     label = np.array(names, object)[found.class_N]
-    pool.fates.settle("class_full", rows[~kept], label=label[~kept])
+    pool.decisions.settle("class_full", rows[~kept], label=label[~kept])
     pool.seed_of = {item: (name, np.nan) for item, name in zip(rows[kept].tolist(), label[kept].tolist())}
     if standing_run:
         return None
@@ -195,7 +195,12 @@ def prune(pool: Pool, state: ClusterState) -> None:
     for part in _whole_clusters(rows, pool.label[rows]):
         x_ND = pool.vectors(part).all()
         redundancy = cluster_redundancy(
-            x_ND, pool.label[part], state.centroids[0], keep=settings.keep, seed=pool.recipe.seed
+            x_ND,
+            pool.label[part],
+            state.centroids[0],
+            keep=settings.keep,
+            seed=pool.recipe.seed,
+            dropped_above=settings.cosine,
         )
         drop = np.flatnonzero(redundancy.cosine > settings.cosine)
         _settle_redundant(pool, state, part[drop], part[redundancy.twin[drop]], redundancy.cosine[drop])
@@ -217,7 +222,7 @@ def _settle_redundant(
     pool: Pool, state: ClusterState, items: np.ndarray, other: np.ndarray, cosine: np.ndarray
 ) -> None:
     paths = state.paths(pool.label[items])
-    pool.fates.settle("redundant", items, other=other, cluster=paths, cosine=cosine)
+    pool.decisions.settle("redundant", items, other=other, cluster=paths, cosine=cosine)
 
 
 def wanted_items(target: int | float, eligible: int) -> int:
@@ -288,7 +293,7 @@ def _settle_sampled(
         ("balanced", np.flatnonzero(chosen)),
     ):
         label = pool.label[these]
-        pool.fates.settle(kind, these, cluster=state.paths(label), quota=quota_K[label], size=size_K[label])
+        pool.decisions.settle(kind, these, cluster=state.paths(label), quota=quota_K[label], size=size_K[label])
 
 
 def spread_rank(pool: Pool, items: np.ndarray) -> np.ndarray:

@@ -1,6 +1,8 @@
-"""Deduplication of a lake: exact, videos, perceptual, semantic, aligned. Of each group one item stays, by preference.
+"""Deduplication of a lake: exact, videos, perceptual, semantic, aligned. Of what is alike one item stays, by preference.
 
-In a second run only pairs with a new item are looked for, and an item that stood before is always the one that stays.
+Each item that goes is itself near the one that stays (see `representatives`), and plain pictures are looked at before they
+are believed alike (see `looks`). In a second run only pairs with a new item are looked for, and an item that stood before
+is always the one that stays.
 """
 
 from __future__ import annotations
@@ -11,21 +13,23 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
+from pipelines.curation.looks import Looks
 from pipelines.curation.neighbours import new_pairs, semantic_pairs
 from pipelines.curation.pool import Pool
-from vfm_ops.curate.components import connected_components, keep_one
+from vfm_ops.curate.components import keep_one
 from vfm_ops.curate.hashing import exact_groups, hamming, hash_pairs, match_hashes
 from vfm_ops.curate.image_duplicates import image_duplicates
 from vfm_ops.curate.kernels import normalised
 from vfm_ops.curate.kmeans import available_cores
 from vfm_ops.curate.neighbours import NeighbourOptions
+from vfm_ops.curate.representatives import preference_order, representatives
 from vfm_ops.errors import MediaError
-from vfm_ops.media.images import decode_image
+from vfm_ops.media.frame import jpeg_luma
 from vfm_ops.media.limits import Limits
 from vfm_ops.media.phash import dihedral_phashes
-from vfm_ops.media.quality import quality_gray
 
 Batches = Iterable[tuple[np.ndarray, ...]]
+Facts = Callable[[np.ndarray, np.ndarray], dict[str, np.ndarray]]
 
 
 def drop_exact(pool: Pool) -> None:
@@ -45,8 +49,9 @@ def drop_exact(pool: Pool) -> None:
         hashlib.blake2b(jpeg, digest_size=16).digest() if jpeg is not None else f"none {item}"
         for item, jpeg in pool.jpegs(rows[alike])
     ]
-    first = exact_groups(digests)
-    _drop(pool, "exact_duplicate", rows[alike], [(np.arange(len(first)), first)])
+    same = rows[alike]
+    kept = keep_one(exact_groups(digests), _preference(pool, same))
+    _settle(pool, "exact_duplicate", same, kept)
 
 
 def drop_perceptual(pool: Pool) -> None:
@@ -61,18 +66,24 @@ def drop_perceptual(pool: Pool) -> None:
 
     def pairs() -> Iterator[tuple[np.ndarray, ...]]:
         for found in hash_pairs(views if settings.dihedral else views[:, 0], settings.radius):
-            yield fresh[found.i], fresh[found.j]
+            yield fresh[found.i], fresh[found.j], -found.distance.astype(np.float32)
         if len(standing):
             matched = match_hashes(plain[standing], views, settings.radius)
-            yield standing[matched.i], fresh[matched.j]
+            yield standing[matched.i], fresh[matched.j], -matched.distance.astype(np.float32)
 
     views_of = np.full(len(rows), -1)
     views_of[fresh] = np.arange(len(fresh))
 
     def distance(dropped: np.ndarray, kept: np.ndarray) -> dict[str, np.ndarray]:
-        return {"distance": hamming(views[views_of[dropped]], plain[kept][:, None]).min(axis=1)}
+        bits = hamming(views[views_of[dropped]], plain[kept][:, None]).min(axis=1)
+        again = views_of[kept] >= 0  # a pair may have been found from either side
+        bits[again] = np.minimum(
+            bits[again], hamming(views[views_of[kept[again]]], plain[dropped[again]][:, None]).min(axis=1)
+        )
+        return {"distance": bits}
 
-    _drop(pool, "perceptual_duplicate", rows, pairs(), distance)
+    looks = Looks(pool, rows, colours=True, turned=settings.dihedral)
+    _drop(pool, "perceptual_duplicate", rows, pairs(), distance, looks)
 
 
 def _dihedral(pool: Pool, items: np.ndarray) -> np.ndarray:
@@ -82,7 +93,7 @@ def _dihedral(pool: Pool, items: np.ndarray) -> np.ndarray:
         item, jpeg = pair
         try:
             if jpeg is not None:
-                return dihedral_phashes(quality_gray(decode_image(jpeg, Limits(), pool.items.name(item))))
+                return dihedral_phashes(jpeg_luma(jpeg, Limits(), pool.items.name(item)))
         except MediaError:
             return np.full(8, pool.items.hash[item])
         return np.full(8, pool.items.hash[item])
@@ -92,18 +103,16 @@ def _dihedral(pool: Pool, items: np.ndarray) -> np.ndarray:
 
 
 def drop_semantic(pool: Pool) -> None:
-    """Drops neighbours in embedding space: connected components of cosines above the threshold, one of each kept."""
+    """Drops neighbours in embedding space: items whose cosine to one that stays is above the threshold."""
     settings = pool.recipe.deduplicate.semantic
     if settings is None:
         return
     rows, pairs = _semantic_rows(pool, settings.cosine)
-    _drop(
-        pool,
-        "semantic_duplicate",
-        rows,
-        pairs,
-        lambda dropped, kept: {"cosine": cosines(pool, rows[dropped], rows[kept])},
-    )
+    _drop(pool, "semantic_duplicate", rows, pairs, _cosine_of(pool, rows), Looks(pool, rows))
+
+
+def _cosine_of(pool: Pool, rows: np.ndarray) -> Facts:
+    return lambda dropped, kept: {"cosine": cosines(pool, rows[dropped], rows[kept])}
 
 
 def _semantic_rows(pool: Pool, cosine: float) -> tuple[np.ndarray, Batches]:
@@ -133,13 +142,7 @@ def drop_aligned(pool: Pool) -> None:
         per_item=settings.per_item,
         options=neighbour_options(pool),
     )
-    _drop(
-        pool,
-        "semantic_duplicate",
-        rows,
-        [pairs],
-        lambda dropped, kept: {"cosine": cosines(pool, rows[dropped], rows[kept])},
-    )
+    _drop(pool, "semantic_duplicate", rows, [pairs], _cosine_of(pool, rows))
 
 
 def neighbour_options(pool: Pool) -> NeighbourOptions:
@@ -161,19 +164,30 @@ def cosines(pool: Pool, a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def _drop(
-    pool: Pool,
-    kind: str,
-    rows: np.ndarray,
-    pairs: Batches,
-    facts: Callable[[np.ndarray, np.ndarray], dict[str, np.ndarray]] | None = None,
+    pool: Pool, kind: str, rows: np.ndarray, pairs: Batches, facts: Facts | None = None, looks: Looks | None = None
 ) -> None:
-    """Keeps one item of each connected group of rows, settles the others that are fresh. pairs: places in rows."""
-    component = connected_components(pairs, len(rows))
+    """Settles the rows that are fresh and near one that stays. pairs: places in rows, and how near; looks: a second opinion."""
+    kept = representatives(
+        pairs,
+        preference_order(len(rows), _preference(pool, rows)),
+        confirm=looks.agree if looks else None,
+        prepare=looks.prepare if looks else None,
+        fixed_N=~pool.alive[rows],
+    )
+    _settle(pool, kind, rows, kept, facts)
+
+
+def _preference(pool: Pool, rows: np.ndarray) -> list[tuple[np.ndarray, str]]:
+    """Who stays: an item that stood before, then as the recipe says."""
     keep = [(column[rows], way) for column, way in pool.items.preference(pool.recipe.deduplicate.keep)]
-    kept = keep_one(component, [(pool.standing[rows].astype(np.float64), "max"), *keep])
+    return [(pool.standing[rows].astype(np.float64), "max"), *keep]
+
+
+def _settle(pool: Pool, kind: str, rows: np.ndarray, kept: np.ndarray, facts: Facts | None = None) -> None:
+    """Drops the fresh rows that do not name themselves. kept: places in rows."""
     dropped = np.flatnonzero((kept != np.arange(len(rows))) & pool.alive[rows])
     if not len(dropped):
         return
     np.add.at(pool.stands_for, rows[kept[dropped]], 1)
     more = facts(dropped, kept[dropped]) if facts else {}
-    pool.fates.settle(kind, rows[dropped], other=rows[kept[dropped]], **more)
+    pool.decisions.settle(kind, rows[dropped], other=rows[kept[dropped]], **more)

@@ -9,10 +9,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.filters import split_filter
 from pipelines.lake import SCHEMAS, Lake
+from pipelines.lake.filters import filter_errors, split_filter
 from pipelines.lake.query import check_filter
-from pipelines.search import Column, embedding_columns
+from pipelines.search.columns import Column, embedding_columns
 from vfm_ops.allocator import give_back_memory
 from vfm_ops.errors import UsageError
 
@@ -72,7 +72,7 @@ def choose_column(lake: Lake, wanted: str | None) -> Column:
         if len(columns) > 1:
             specs = ", ".join(c.spec for c in columns)
             raise UsageError(
-                f"{lake.root} has several embedding columns: say which with --set column=...; there are {specs}"
+                f"{lake.root} has several embedding columns: name one as `column` of the recipe; there are {specs}"
             )
         return columns[0]
     named = [c for c in columns if wanted in (c.name, c.spec)]
@@ -113,11 +113,13 @@ def _matching(lake: Lake, frames: Any, assets: Any, table: pa.Table, where: str)
     inside = np.ones(table.num_rows, bool)
     if split.frames is not None:
         check_filter(lake, "frames", split.frames)
-        rows = frames.to_table(columns=["frame_id"], filter=split.frames, with_row_id=True)["_rowid"]
+        with filter_errors("frames", split.frames):
+            rows = frames.to_table(columns=["frame_id"], filter=split.frames, with_row_id=True)["_rowid"]
         inside &= pc.is_in(table["_rowid"], value_set=_flat(rows)).to_numpy()
     if split.assets is not None:
         check_filter(lake, "assets", split.assets)
-        ids = _flat(assets.to_table(columns=["asset_id"], filter=split.assets)["asset_id"])
+        with filter_errors("assets", split.assets):
+            ids = _flat(assets.to_table(columns=["asset_id"], filter=split.assets)["asset_id"])
         inside &= pc.is_in(table["asset_id"].cast(pa.string()), value_set=ids).to_numpy()
     return inside
 

@@ -13,7 +13,7 @@ from vfm_ops.curate.blocks import Block, BlockStep, sample_rows
 from vfm_ops.curate.kernels import normalised
 from vfm_ops.curate.kmeans import KMeansOptions, kmeans
 from vfm_ops.curate.neighbours import NeighbourOptions, Pairs, near_duplicate_pairs
-from vfm_ops.curate.retrieval import rows_within
+from vfm_ops.curate.retrieval import rows_within, sorted_pairs
 
 IN_MEMORY_ROWS = 400_000
 _PROBES = 8
@@ -111,11 +111,7 @@ def old_neighbours(
     start_K = np.searchsorted(near_QP.ravel()[order], np.arange(len(centroids_KD) + 1))
     search = _Query(x_QD, order // probes, start_K, label_N, threshold)
     found = [part for partial in old.map_blocks(CELLS, search) for part in partial]
-    if not found:
-        return np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.float32)
-    older, newer, cosine = (np.concatenate(column) for column in zip(*found, strict=True))
-    order = np.lexsort((older, newer))
-    return newer[order], older[order], cosine[order]
+    return sorted_pairs([(newer, older, cosine) for older, newer, cosine in found])
 
 
 def _nearest_cells(x_QD: np.ndarray, centroids_KD: np.ndarray, count: int) -> np.ndarray:

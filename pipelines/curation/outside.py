@@ -14,7 +14,7 @@ from pipelines.curation.pool import Pool
 from pipelines.curation.recipe import ItemSet
 from pipelines.curation.vectors import list_values, vector_dim
 from pipelines.lake import Lake
-from pipelines.search import Column, embedding_columns, load_same
+from pipelines.search.columns import Column, embedding_columns, load_same
 from vfm_ops.curate.decontaminate import EvaluationSet, find_contamination
 from vfm_ops.curate.retrieval import check_same_space
 from vfm_ops.errors import MediaError, UsageError
@@ -166,4 +166,4 @@ def drop_contaminated(pool: Pool) -> None:
             )
             items = rows[[f.row for f in found]] if found else rows[:0]
             names = [outside.ids[low + f.evaluation_row] for f in found]
-            pool.fates.settle("contaminates", items, evaluation=outside.name, item=names)
+            pool.decisions.settle("contaminates", items, evaluation=outside.name, item=names)

@@ -1,4 +1,4 @@
-"""What the steps of a curation share: the items, their fates so far, their vectors, and what an earlier run decided."""
+"""What the steps of a curation share: the items, the decisions so far, their vectors, and what an earlier run decided."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from pipelines.curation.fates import Fates
+from pipelines.curation.decisions import Decisions
 from pipelines.curation.items import Items
 from pipelines.curation.recipe import CurationRecipe
 from pipelines.curation.vectors import Vectors
 from pipelines.lake import Lake
-from pipelines.search import Column
+from pipelines.search.columns import Column
 from vfm_ops.curate.blocks import Block, BlockStep
 from vfm_ops.errors import MediaError, UsageError
 from vfm_ops.media.images import decode_image
@@ -26,10 +26,10 @@ _BATCH = 256
 class Pool:
     """N items on their way through the steps.
 
-    base: the column's vectors, from which those of any items are had. fresh: items to be decided now; the others keep the
-    fate of an earlier run. standing: of those others, the ones that outlived deduplication: duplicates of them are dropped.
-    label: finest cluster, -1 unknown. centroids: of
-    the finest level of an earlier run. stands_for: duplicates dropped in an item's favour.
+    base: the column's vectors, from which those of any items are had. fresh: items to be decided now; the others stay as an
+    earlier run decided. standing: of those others, the ones that outlived deduplication: duplicates of them are dropped.
+    label: finest cluster, -1 unknown. centroids: of the finest level of an earlier run. stands_for: duplicates dropped in an
+    item's favour.
     sets: size of each outside set. seed_of: which seed, or class of seeds, retrieved an item, and its cosine or NaN.
     """
 
@@ -41,7 +41,7 @@ class Pool:
     fresh: np.ndarray
     standing: np.ndarray
     label: np.ndarray
-    fates: Fates
+    decisions: Decisions
     centroids: np.ndarray | None = None
     stands_for: np.ndarray = field(init=False)
     has_vector: np.ndarray = field(init=False)
@@ -55,7 +55,7 @@ class Pool:
     @property
     def alive(self) -> np.ndarray:
         """Items to be decided that no step has dropped yet: bool (N,)."""
-        return self.fates.alive & self.fresh
+        return self.decisions.alive & self.fresh
 
     def vectors(self, items: np.ndarray) -> Vectors:
         """Vectors of sorted item numbers, rows in that order."""
@@ -110,8 +110,9 @@ def check_usable(pool: Pool) -> None:
     bad = rows[(state_R > 0) | missing_R]
     pool.has_vector[bad] = False
     if len(bad) == len(rows) and not pool.standing.any():
-        raise UsageError(f"no frame has a vector in {pool.column.name}: run vfm embed --model {pool.column.spec} first")
-    pool.fates.settle("no_vector", bad)
+        command = f"vfm embed --lake {pool.lake.root} --model {pool.column.spec}"
+        raise UsageError(f"no frame has a vector in {pool.column.name}: run {command} first")
+    pool.decisions.settle("no_vector", bad)
 
 
 def _missing(pool: Pool, rows: np.ndarray, state_R: np.ndarray) -> np.ndarray:

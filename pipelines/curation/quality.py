@@ -27,4 +27,4 @@ def drop_low_quality(pool: Pool) -> None:
         value = measures[measure]
         outside = value < limit if way == "min" else value > limit
         items = np.flatnonzero(pool.alive & outside)
-        pool.fates.settle("quality", items, flaw=flaw, measure=measure, value=value[items], limit=float(limit))
+        pool.decisions.settle("quality", items, flaw=flaw, measure=measure, value=value[items], limit=float(limit))

@@ -11,8 +11,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from pipelines.recipe import read_recipe, validate
-from vfm_ops.errors import UsageError
+from pipelines.settings import parse_override, put_override, read_settings, validate
 
 Preference = Literal["resolution", "sharpness", "oldest", "newest"]
 
@@ -24,11 +23,11 @@ class _Section(BaseModel):
 class Filters(_Section):
     """Bounds on quality, as `process` measured it; an item without a measure passes."""
 
-    min_sharpness: float | None = None
-    min_luminance: float | None = None
-    max_luminance: float | None = None
-    min_contrast: float | None = None
-    min_entropy: float | None = None
+    min_sharpness: float | None = Field(None, ge=0)
+    min_luminance: float | None = Field(None, ge=0, le=1)
+    max_luminance: float | None = Field(None, ge=0, le=1)
+    min_contrast: float | None = Field(None, ge=0, le=0.5)
+    min_entropy: float | None = Field(None, ge=0, le=8)
     min_side: int | None = Field(None, gt=0)  # pixels of the shorter side
 
 
@@ -215,18 +214,16 @@ class CurationRecipe(_Section):
 
 def load_curation_recipe(path: str | None, overrides: Sequence[str] = ()) -> CurationRecipe:
     """Reads a recipe file (None: the defaults), applies `key.sub=value` overrides. UsageError with the key at fault."""
-    data = read_recipe(Path(path)) if path else {}
-    for override in overrides:
-        key, eq, value = override.partition("=")
-        if not eq:
-            raise UsageError(f"--set {override}: write it as key=value, such as sample.target=2000")
-        node = data
-        *parents, last = key.split(".")
-        for parent in parents:
-            if not isinstance(node.get(parent), dict):
-                node[parent] = {}
-            node = node[parent]
-        node[last] = yaml.safe_load(value)
+    data = read_settings(Path(path), "recipe") if path else {}
+    for text in overrides:
+        keys, value = parse_override(text, "sample.target=2000")
+        for depth in range(1, len(keys)):  # a switch, such as `semantic: true`, becomes a section
+            section = data
+            for key in keys[: depth - 1]:
+                section = section[key]
+            if not isinstance(section.get(keys[depth - 1]), dict):
+                section[keys[depth - 1]] = {}
+        put_override(data, text, keys, value)
     return validate(CurationRecipe, data, path or "the default curation")
 
 

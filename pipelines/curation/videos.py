@@ -1,4 +1,7 @@
-"""Copies between videos of a lake: frames of the lesser copy are dropped where they show what the better one shows."""
+"""Copies between videos of a lake: frames of the lesser copy are dropped where they show what the better one shows.
+
+The best videos come first, so that the frames of a better video which another took the place of stand for nothing more.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import numpy as np
 
 from pipelines.curation.pool import Pool
 from vfm_ops.curate.hashing import match_hashes
-from vfm_ops.curate.video_copies import CopyOptions, CopySegment, VideoFrames, find_video_copies
+from vfm_ops.curate.video_copies import CopyOptions, CopySegment, VideoFrames, find_video_copies, shown_in
 
 
 def drop_video_copies(pool: Pool) -> None:
@@ -30,8 +33,29 @@ def drop_video_copies(pool: Pool) -> None:
         tolerance_s=max(0.25, 0.6 * _spacing(videos)),
         max_gap_s=max(2.0, 3.0 * _spacing(videos)),
     )
-    for segment in find_video_copies(videos, options):
-        _drop_segment(pool, enough, segment)
+    segments = find_video_copies(videos, options)
+    worth = [_worth(pool, rows) for rows in enough]
+    for segment in sorted((_better_first(s, worth) for s in segments), key=lambda s: _order(s, worth)):
+        _drop_segment(pool, enough, videos, segment, settings.radius)
+
+
+def _better_first(segment: CopySegment, worth: list[tuple[bool, float, float, float]]) -> CopySegment:
+    """The segment with the video that stays as a."""
+    if worth[segment.a] >= worth[segment.b]:
+        return segment
+    return segment._replace(
+        a=segment.b,
+        b=segment.a,
+        start_a=segment.start_b,
+        end_a=segment.end_b,
+        start_b=segment.start_a,
+        end_b=segment.end_a,
+    )
+
+
+def _order(segment: CopySegment, worth: list[tuple[bool, float, float, float]]) -> tuple[float, ...]:
+    """Best stayer first, then best leaver, then in time."""
+    return (*(-float(v) for v in (*worth[segment.a], *worth[segment.b])), segment.start_b)
 
 
 def _concerned(pool: Pool, frames: np.ndarray, radius: int) -> np.ndarray:
@@ -48,16 +72,19 @@ def _spacing(videos: list[VideoFrames]) -> float:
     return float(np.median([np.median(np.diff(v.pts_s)) for v in videos]))
 
 
-def _drop_segment(pool: Pool, videos: list[np.ndarray], segment: CopySegment) -> None:
-    a, b = videos[segment.a], videos[segment.b]
-    span_a, span_b = (segment.start_a, segment.end_a), (segment.start_b, segment.end_b)
-    if _worth(pool, a) < _worth(pool, b):
-        a, b, span_a, span_b = b, a, span_b, span_a
-    inside = (pool.items.pts_s[b] >= span_b[0] - 1e-6) & (pool.items.pts_s[b] <= span_b[1] + 1e-6)
-    dropped = b[inside & pool.alive[b]]
-    shown = str(pool.items.asset_ids[int(pool.items.asset[a[0]])].as_py())
-    start_s, end_s = span_a
-    pool.fates.settle("video_copy", np.sort(dropped), other=[shown] * len(dropped), start_s=start_s, end_s=end_s)
+def _drop_segment(
+    pool: Pool, of_video: list[np.ndarray], videos: list[VideoFrames], segment: CopySegment, radius: int
+) -> None:
+    """Drops the frames of b that a frame of a shows which stays: at most twice the radius apart, as within a run."""
+    a, b = of_video[segment.a], of_video[segment.b]
+    stays = pool.alive[a] | pool.standing[a]
+    standing = VideoFrames(pool.items.pts_s[a][stays], pool.items.hash[a][stays])
+    start_s, end_s = segment.start_a, segment.end_a
+    span = (segment.start_b, segment.end_b)
+    shown = shown_in(videos[segment.b], standing, span, (start_s, end_s), 2 * radius)
+    dropped = b[(shown >= 0) & pool.alive[b]]
+    name = str(pool.items.asset_ids[int(pool.items.asset[a[0]])].as_py())
+    pool.decisions.settle("video_copy", np.sort(dropped), other=[name] * len(dropped), start_s=start_s, end_s=end_s)
 
 
 def _worth(pool: Pool, rows: np.ndarray) -> tuple[bool, float, float, float]:

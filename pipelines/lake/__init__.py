@@ -1,28 +1,30 @@
 """The lake: table schemas, commits, ledger, quarantine, lease. The only place that imports Lance."""
 
-from pipelines.lake.lake import Lake, filesystem
+from pipelines.lake.fence import LostLease
+from pipelines.lake.lake import Lake, StoreError, filesystem
 from pipelines.lake.lease import Lease, new_run_id
 from pipelines.lake.ledger import (
-    LakeReport,
+    Work,
     forget_replaced,
     pending_assets,
     quarantined_assets,
-    settled_assets,
     sweep,
-    verify_lake,
 )
 from pipelines.lake.schema import (
     CHILD_TABLES,
     SCHEMAS,
-    embedding_column,
-    embedding_field,
-    is_model_column,
     make_asset_id,
     make_frame_id,
     make_run_key,
+    with_nulls,
+)
+from pipelines.lake.verify import LakeReport, verify_lake
+from vfm_ops.embed.columns import (
+    embedding_column,
+    embedding_field,
+    is_model_column,
     patches_column,
     patches_field,
-    with_nulls,
 )
 
 __all__ = [
@@ -31,6 +33,9 @@ __all__ = [
     "Lake",
     "LakeReport",
     "Lease",
+    "LostLease",
+    "StoreError",
+    "Work",
     "embedding_column",
     "embedding_field",
     "filesystem",
@@ -44,7 +49,6 @@ __all__ = [
     "patches_field",
     "pending_assets",
     "quarantined_assets",
-    "settled_assets",
     "sweep",
     "verify_lake",
     "with_nulls",

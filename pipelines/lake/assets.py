@@ -10,8 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
+from pipelines.lake.coverage import asset_numbers
+from pipelines.lake.keys import op_tables
 from pipelines.lake.lake import Lake
-from vfm_ops.errors import VfmError
+from pipelines.lake.schema import CHILD_TABLES
 
 
 @dataclass(frozen=True)
@@ -83,10 +85,19 @@ class KnownAssets:
 
     def __init__(self, lake: Lake | None) -> None:
         self._known, self._listed = AssetIndex(), AssetIndex()
+        self.next_number = 0
         if lake is not None:
-            parts = [_fingerprint(batch) for batch in lake.scan("assets", ["asset_id", "etag"], batch_size=65536)]
+            parts = []
+            for batch in lake.scan("assets", ["asset_id", "etag", "asset_no"], batch_size=65536):
+                parts.append(_fingerprint(batch))
+                self.next_number = max(self.next_number, int(asset_numbers(batch["asset_no"]).max(initial=-1)) + 1)
             if parts:
                 self._known.add(*(np.concatenate(column) for column in zip(*parts)))
+
+    def numbers(self, count: int) -> np.ndarray:
+        """The numbers of so many new assets, int64 (N,)."""
+        first, self.next_number = self.next_number, self.next_number + count
+        return np.arange(first, self.next_number, dtype=np.int64)
 
     def sort(self, batch: pa.RecordBatch) -> Sorted:
         """Tells a batch's rows apart, and remembers them as listed."""
@@ -108,19 +119,18 @@ class KnownAssets:
 
 
 def replace_assets(lake: Lake, rows: pa.Table) -> None:
-    """Updates changed assets in place and makes them pending again. rows: whole rows of `assets`, ids unique and present.
+    """Updates changed assets in place and makes them pending again. rows: whole rows of `assets`, ids unique and present, with
+    numbers of their own, since what ops have covered was the old source.
 
-    What settled them goes first: killed in between, an asset is pending with its old etag, which the next ingest corrects.
+    What settled them goes first, then what was made of them: killed in between, an asset is pending with its old etag, which
+    the next ingest corrects, and its rows are swept.
     """
     if not rows.num_rows:
         return
     ids = rows["asset_id"].to_pylist()
-    for table in ("ledger", "quarantine"):
+    for table in dict.fromkeys(("ledger", "quarantine", *CHILD_TABLES, *op_tables(lake))):
         lake.delete(table, "asset_id", ids)
-    dataset = lake.dataset("assets")
-    if dataset is None:
-        raise VfmError(f"table assets of {lake.root} vanished while it was being written")
-    dataset.merge_insert("asset_id").when_matched_update_all().execute(rows)
+    lake.change("assets", "update", lambda ds: ds.merge_insert("asset_id").when_matched_update_all().execute(rows))
 
 
 def _fingerprint(batch: pa.RecordBatch) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

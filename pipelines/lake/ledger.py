@@ -1,57 +1,72 @@
 """The ledger: which assets are settled, which are pending, and what a killed run left behind.
 
-Rows derived from an asset carry its id and a run key (recipe and attempt). They count once a ledger row, or a quarantine row
-with salvaged frames, has the same pair; that row is always committed last. Everything else is swept.
+Rows derived from an asset carry its id and a run key (the key that they are of, and the attempt). They count once a ledger row,
+or a quarantine row with salvaged frames, has the same pair; that row is always committed last. Everything else is swept.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipelines.lake.coverage import asset_numbers, assets_in, settled_assets
+from pipelines.lake.keys import op_tables
 from pipelines.lake.lake import Lake
 from pipelines.lake.schema import CHILD_TABLES
 
-PLAN_COLUMNS = ["asset_id", "media_type", "size"]
+PLAN_COLUMNS = ["asset_id", "media_type", "size", "asset_no"]
+DECODED = ("shots", "frames", "dropped")  # what decoding an asset makes; an op's own table is made by the op
 
 
 @dataclass(frozen=True)
-class Settled:
-    """Assets that need no work under one recipe."""
+class Work:
+    """What assets are to be settled in: decoding under a recipe (`op` None), or an op on videos, whose videos are decoded.
 
-    asset_ids: pa.Array
+    key: the recipe's hash, or the op's key. decoded: the hash of the recipe that has decoded what the op sees. replaces:
+    whether rows of another key, or of an earlier attempt, may be there.
+    """
 
-    def pending(self, batch: pa.RecordBatch) -> pa.RecordBatch:
-        """Those rows of an `assets` batch that are not settled."""
-        return batch.filter(pc.invert(pc.is_in(batch["asset_id"], value_set=self.asset_ids)))
+    key: str
+    op: str | None = None
+    decoded: str = ""
+    replaces: bool = False
 
-
-def settled_assets(lake: Lake, recipe: str) -> Settled:
-    """Assets with a ledger row of this recipe, and quarantined ones of this recipe (which only a retry runs again)."""
-    quoted = f"recipe = '{recipe}'"
-    ids = [
-        batch["asset_id"]
-        for table in ("ledger", "quarantine")
-        for batch in lake.scan(table, ["asset_id"], filter=quoted)
-    ]
-    return Settled(pa.concat_arrays(ids) if ids else pa.array([], pa.string()))
+    @property
+    def where(self) -> str:
+        """SQL over ledger and quarantine: rows of this work."""
+        return f"recipe = '{self.key}' AND " + ("op IS NULL" if self.op is None else f"op = '{self.op}'")
 
 
-def pending_assets(lake: Lake, recipe: str, batch_size: int = 65536) -> Iterator[pa.RecordBatch]:
-    """Streams the assets that a run of this recipe still has to do (PLAN_COLUMNS and `_rowid`)."""
-    settled = settled_assets(lake, recipe)
+def of_decoding(lake: Lake, table: str = "ledger") -> str | None:
+    """SQL for rows of ledger or quarantine that speak of decoding, not of an op; None where an older format has no others."""
+    return "op IS NULL" if "op" in lake.schema(table).names else None
+
+
+def pending_assets(lake: Lake, work: Work, batch_size: int = 65536) -> Iterator[pa.RecordBatch]:
+    """Streams the assets that are still to be settled (PLAN_COLUMNS and `_rowid`); the quarantined are not."""
+    settled = settled_assets(lake, work.where)
+    there = assets_in(lake, "assets") if work.op is None else assets_in(lake, "ledger", _of_videos(work.decoded))
+    pending = there.without(settled)
+    if not len(pending):  # then no id need be read
+        return
     for batch in lake.scan("assets", PLAN_COLUMNS, with_row_id=True, batch_size=batch_size):
-        if (rows := settled.pending(batch)).num_rows:
-            yield rows
+        wanted = pending.contains(asset_numbers(batch["asset_no"]))
+        if wanted.any():
+            yield batch.filter(pa.array(wanted))
 
 
-def quarantined_assets(lake: Lake, recipe: str) -> Iterator[pa.RecordBatch]:
+def _of_videos(decoded: str) -> str:
+    """SQL over the ledger: videos that were decoded whole under a recipe."""
+    return f"recipe = '{decoded}' AND op IS NULL AND probe.codec IS NOT NULL"
+
+
+def quarantined_assets(lake: Lake, work: Work) -> Iterator[pa.RecordBatch]:
     """Streams the assets that a retry runs: those in quarantine, with the attempts that they had as `attempt`."""
-    rows = lake.read("quarantine", ["asset_id", "attempt"], filter=f"recipe = '{recipe}'")
+    rows = lake.read("quarantine", ["asset_id", "attempt"], filter=work.where)
     if not rows.num_rows:
         return
     attempts = rows.group_by("asset_id").aggregate([("attempt", "max")]).rename_columns(["asset_id", "attempt"])
@@ -67,7 +82,7 @@ def sweep(lake: Lake) -> dict[str, int]:
     """
     removed = {"ledger": _keep_newest(lake)}
     owners = _owners(lake)
-    for table in CHILD_TABLES:
+    for table in dict.fromkeys((*CHILD_TABLES, *op_tables(lake))):
         orphans: dict[str, set[str]] = {}
         for batch in lake.scan(table, ["asset_id", "run_key"]):
             keys = _pair(batch)
@@ -81,87 +96,71 @@ def sweep(lake: Lake) -> dict[str, int]:
     return {table: n for table, n in removed.items() if n}
 
 
-def forget_replaced(lake: Lake, settled: pa.Table) -> None:
-    """After a commit of ledger or quarantine rows: drops older rows of the same assets, with what they owned.
+def forget_replaced(lake: Lake, settled: pa.Table, op: str | None = None, table: str | None = None) -> None:
+    """After a commit of ledger or quarantine rows: drops older rows of the same assets and work, with what they owned.
 
-    settled: asset_id, run_key. Children go first, so that a kill in between leaves rows that `sweep` finds.
+    settled: asset_id, run_key. op, table: of an op on videos, its name in the recipe and its table; else what decoding and the
+    ops on frames have made goes, but what another sampling of the same pictures has. Children go first, so that a kill in
+    between leaves rows that `sweep` finds.
     """
-    for run_key in pc.unique(settled["run_key"]).to_pylist():
-        ids = settled.filter(pc.equal(settled["run_key"], run_key))["asset_id"].to_pylist()
-        for table in (*CHILD_TABLES, "ledger", "quarantine"):
-            if lake.count(table):
-                lake.delete(table, "asset_id", ids, f"run_key <> '{run_key}'")
+    same = "op IS NULL" if op is None else f"op = '{op}'"
+    owned = {table: same} if table is not None else dict.fromkeys(_of_frames(lake))
+    gone: dict[tuple[str, str], list[str]] = {}
+    for older in _replaced(_settled(lake, same, settled["asset_id"].to_pylist())):
+        gone.setdefault((older["t"], older["run_key"]), []).append(older["asset_id"])
+    for (where, run_key), ids in gone.items():
+        for name, only in (*owned.items(), (where, same)):
+            if lake.count(name):
+                lake.delete(name, "asset_id", ids, f"run_key = '{run_key}'" + (f" AND {only}" if only else ""))
 
 
-@dataclass
-class LakeReport:
-    """What `verify_lake` found. `violations` is empty for a whole lake."""
-
-    counts: dict[str, int] = field(default_factory=dict)
-    violations: list[str] = field(default_factory=list)
-
-
-def verify_lake(lake: Lake) -> LakeReport:
-    """Checks that every asset is settled exactly once, that every row has an owner, and that counts agree."""
-    report = LakeReport({t: lake.count(t) for t in ("assets", *CHILD_TABLES, "ledger", "quarantine")})
-    assets, ledger = lake.read("assets", ["asset_id"]), lake.read("ledger", ["asset_id", "run_key", *CHILD_TABLES])
-    quarantine = lake.read("quarantine", ["asset_id", "run_key", "salvaged_frames"])
-    settled = pa.concat_arrays(
-        [*ledger["asset_id"].chunks, *quarantine["asset_id"].chunks] or [pa.array([], pa.string())]
-    )
-    both = pc.is_in(ledger["asset_id"], value_set=quarantine["asset_id"])
-    _note(report, ledger["asset_id"].filter(both), "in the ledger and in the quarantine")
-    counts = pc.value_counts(settled)
-    if len(counts):
-        twice = counts.field("values").filter(pc.greater(counts.field("counts"), 1))
-        _note(report, twice, "settled more than once")
-    known = pc.is_in(assets["asset_id"], value_set=settled)
-    _note(report, assets["asset_id"].filter(pc.invert(known)), "pending (neither in the ledger nor in the quarantine)")
-    ghosts = pc.invert(pc.is_in(settled, value_set=assets["asset_id"]))
-    _note(report, settled.filter(ghosts), "settled but not among the assets")
-    for table in CHILD_TABLES:
-        _verify_table(lake, table, ledger, quarantine, report)
-    return report
+def _settled(lake: Lake, where: str, ids: list[str]) -> list[dict[str, Any]]:
+    """Rows of ledger and quarantine of some assets; `t` says of which."""
+    columns = ["asset_id", "run_key", "recipe", "finished_at", "op"]
+    found: list[dict[str, Any]] = []
+    for start in range(0, len(ids), 2000):
+        quoted = ", ".join(f"'{i}'" for i in ids[start : start + 2000])
+        for table in ("ledger", "quarantine"):
+            rows = lake.read(table, columns, f"asset_id IN ({quoted}) AND {where}").to_pylist()
+            found += [{**row, "t": table} for row in rows]
+    return found
 
 
-def _verify_table(lake: Lake, table: str, ledger: pa.Table, quarantine: pa.Table, report: LakeReport) -> None:
-    id_column = {"shots": "shot_id", "frames": "frame_id", "detections": "detection_id"}.get(table)
-    found: dict[tuple[str, str], int] = {}
-    seen = 0
-    distinct: list[np.ndarray] = []
-    for batch in lake.scan(table, ["asset_id", "run_key", *([id_column] if id_column else [])]):
-        grouped = pa.Table.from_batches([batch]).group_by(["asset_id", "run_key"]).aggregate([([], "count_all")])
-        for row in grouped.to_pylist():
-            key = (row["asset_id"], row["run_key"])
-            found[key] = found.get(key, 0) + row["count_all"]
-        if id_column:
-            seen += batch.num_rows
-            distinct.append(np.fromiter((hash(v) for v in batch[id_column].to_pylist()), np.int64, batch.num_rows))
-    if id_column and seen and len(np.unique(np.concatenate(distinct))) != seen:
-        report.violations.append(f"{table}: {id_column} is not unique")
-    expected = {
-        (r["asset_id"], r["run_key"]): r[table] for r in ledger.select(["asset_id", "run_key", table]).to_pylist()
-    }
-    if table == "frames":
-        for row in quarantine.to_pylist():
-            expected[row["asset_id"], row["run_key"]] = row["salvaged_frames"]
-    else:  # a salvaged asset may own shots, detections and tracks of its good part
-        for row in quarantine.to_pylist():
-            key = (row["asset_id"], row["run_key"])
-            expected[key] = found.get(key, 0)
-    wrong = [key for key in found.keys() | expected.keys() if found.get(key, 0) != (expected.get(key) or 0)]
-    for asset_id, run_key in wrong[:5]:
-        key = (asset_id, run_key)
-        report.violations.append(
-            f"{table}: asset {asset_id} has {found.get(key, 0)} rows of {run_key}, its ledger row says {expected.get(key, 0)}"
-        )
-    if len(wrong) > 5:
-        report.violations.append(f"{table}: and {len(wrong) - 5} more assets whose counts differ")
+def _replaced(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of settled rows, those that the newest of the same asset and op replaces: all, but good ones under another sampling."""
+    newest: dict[tuple[str, str | None], dict[str, Any]] = {}
+    for row in rows:
+        work = (row["asset_id"], row["op"])
+        if work not in newest or _when(row) > _when(newest[work]):
+            newest[work] = row
+
+    def stays(row: dict[str, Any]) -> bool:
+        last = newest[row["asset_id"], row["op"]]
+        if row is last:
+            return True
+        other = row["recipe"] != last["recipe"] and decoding_of(row["recipe"]) == decoding_of(last["recipe"])
+        return other and row["t"] == "ledger"
+
+    return [row for row in rows if not stays(row)]
 
 
-def _note(report: LakeReport, ids: pa.Array | pa.ChunkedArray, what: str) -> None:
-    if len(ids):
-        report.violations.append(f"{len(ids)} assets are {what}, such as {ids[0].as_py()}")
+def _when(row: dict[str, Any]) -> float:
+    return row["finished_at"].timestamp() if row["finished_at"] else 0.0
+
+
+def decoding_of(recipe: str) -> str:
+    """The half of a recipe's hash that is not its sampling's."""
+    return recipe.partition("-")[0]
+
+
+def other_samplings(recipe: str) -> str:
+    """SQL over the ledger: what was decoded under another sampling of the same pictures. recipe: a recipe's hash."""
+    return f"op IS NULL AND recipe LIKE '{decoding_of(recipe)}-%' AND recipe <> '{recipe}'"
+
+
+def _of_frames(lake: Lake) -> list[str]:
+    """Tables whose rows are made with the frames."""
+    return list(dict.fromkeys((*DECODED, "detections", *op_tables(lake, "frame"))))
 
 
 def _pair(batch: pa.RecordBatch | pa.Table) -> pa.Array:
@@ -178,22 +177,13 @@ def _owners(lake: Lake) -> pa.Array:
 
 
 def _keep_newest(lake: Lake) -> int:
-    """Of several settled rows of one asset (a kill between a commit and `forget_replaced`), keeps the one written last."""
-    rows = pa.concat_tables(
-        [lake.read(t, ["asset_id", "run_key", "finished_at"]).append_column("t", pa.array([t] * lake.count(t), pa.string()))
-         for t in ("ledger", "quarantine")]
-    )  # fmt: skip
-    counts = pc.value_counts(rows["asset_id"])
+    """Of several settled rows of one asset and op (a kill between a commit and `forget_replaced`), removes the replaced."""
+    rows = pa.concat_tables([lake.read(t, ["asset_id", "op"]) for t in ("ledger", "quarantine")])
+    counts = pc.value_counts(pc.binary_join_element_wise(rows["asset_id"], pc.fill_null(rows["op"], ""), "/"))
     if not len(counts):
         return 0
-    doubled = counts.field("values").filter(pc.greater(counts.field("counts"), 1))
-    rows = rows.filter(pc.is_in(rows["asset_id"], value_set=doubled)).sort_by(
-        [("asset_id", "ascending"), ("finished_at", "descending")]
-    )
-    removed, newest = 0, None
-    for row in rows.to_pylist():
-        if row["asset_id"] != newest:
-            newest = row["asset_id"]
-        else:
-            removed += lake.delete(row["t"], "asset_id", [row["asset_id"]], f"run_key = '{row['run_key']}'")
+    doubled = counts.field("values").filter(pc.greater(counts.field("counts"), 1)).to_pylist()
+    removed = 0
+    for row in _replaced(_settled(lake, "asset_id IS NOT NULL", sorted({d.partition("/")[0] for d in doubled}))):
+        removed += lake.delete(row["t"], "asset_id", [row["asset_id"]], f"run_key = '{row['run_key']}'")
     return removed

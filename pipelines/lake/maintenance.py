@@ -1,7 +1,9 @@
 """Keeping a lake fast: small fragments merged, vector and scalar indices built and extended, old versions let go.
 
 Where a Ray is running, large tables are spread over it by lance-ray; everything else Lance does in this process. A vector
-index is measured when it is built: the probing that reaches the wanted recall is stored with the table, for searches.
+index is measured when it is built: the probing that reaches the wanted recall is stored with the table, for searches. Each step
+is a change like any other (`Lake.change`). lance-ray opens a table by its address: what it commits from a handle that is older
+than a takeover fails all the same.
 """
 
 from __future__ import annotations
@@ -17,6 +19,8 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
+from pipelines.lake.fence import EPOCH, epoch_of
+from pipelines.lake.keys import op_tables
 from pipelines.lake.lake import Lake
 from pipelines.lake.lease import Lease
 from pipelines.lake.query import TUNING, exact_scores, probing_for
@@ -93,7 +97,8 @@ def maintain(
     datasets = [lake.dataset(table) for table in SCALAR_COLUMNS]
     report = MaintenanceReport(distributed=any(d is not None and _worth_distributing(d) for d in datasets))
     with Lease(lake, f"index-{uuid.uuid4().hex[:12]}"):
-        for table in SCHEMAS:
+        tables = list(dict.fromkeys((*SCHEMAS, *op_tables(lake))))
+        for table in tables:
             if compact and table != "lease" and lake.count(table):
                 report.fragments[table] = compact_table(lake, table)
         for table, names in SCALAR_COLUMNS.items():
@@ -101,7 +106,7 @@ def maintain(
         for name in columns or known:
             report.indices.append(index_vectors(lake, name, kind))
         if keep is not None:
-            report.freed_bytes = sum(forget_versions(lake, table, keep) for table in SCHEMAS)
+            report.freed_bytes = sum(forget_versions(lake, table, keep) for table in tables)
     return report
 
 
@@ -124,23 +129,33 @@ def compact_table(lake: Lake, table: str) -> tuple[int, int]:
     dataset = _dataset(lake, table)
     before = len(dataset.get_fragments())
     target = int(np.clip(FRAGMENT_BYTES * dataset.count_rows() // max(_data_bytes(dataset), 1), 1024, 1 << 20))
-    if _worth_distributing(dataset):
-        import lance_ray
 
-        lance_ray.compact_files(
-            dataset.uri, compaction_options={"target_rows_per_fragment": target}, num_workers=_workers(before)
-        )
-    else:
-        dataset.optimize.compact_files(target_rows_per_fragment=target)
+    def compact(dataset: Any) -> None:
+        if _worth_distributing(dataset):
+            import lance_ray
+
+            options = {"target_rows_per_fragment": target}
+            lance_ray.compact_files(dataset.uri, compaction_options=options, num_workers=_workers(before))
+        else:
+            dataset.optimize.compact_files(target_rows_per_fragment=target)
+
+    lake.change(table, "compact", compact)
     return before, len(_dataset(lake, table).get_fragments())
 
 
 def forget_versions(lake: Lake, table: str, keep: timedelta) -> int:
     """Removes versions older than `keep`, except the newest and tagged ones. Returns freed bytes."""
-    dataset = lake.dataset(table)
-    if dataset is None:
+    if lake.dataset(table) is None:
         return 0
-    return int(dataset.cleanup_old_versions(older_than=keep, error_if_tagged_old_versions=False).bytes_removed)
+    options = {"older_than": keep, "error_if_tagged_old_versions": False}
+    freed = lake.change(table, "remove old versions of", lambda ds: ds.cleanup_old_versions(**options).bytes_removed)
+    return int(freed or 0)
+
+
+def table_bytes(lake: Lake, table: str) -> int:
+    """Bytes of the data files that the newest version of a table refers to."""
+    dataset = lake.dataset(table)
+    return 0 if dataset is None else _data_bytes(dataset)
 
 
 # -- indices ---------------------------------------------------------------------------------------------------------
@@ -152,15 +167,22 @@ def index_scalar(lake: Lake, table: str, column: str) -> IndexReport:
     dataset = _dataset(lake, table)
     name = f"{column}_idx"
     report = IndexReport(table, column, "btree", dataset.count_rows(), "new")
-    if name in _index_names(dataset):
-        report.built = _extend(dataset, name)
-    elif _worth_distributing(dataset):
-        import lance_ray
 
-        workers = _workers(len(dataset.get_fragments()))
-        lance_ray.create_scalar_index(dataset.uri, column=column, index_type="BTREE", name=name, num_workers=workers)
+    def build(dataset: Any) -> None:
+        if _worth_distributing(dataset):
+            import lance_ray
+
+            workers = _workers(len(dataset.get_fragments()))
+            lance_ray.create_scalar_index(
+                dataset.uri, column=column, index_type="BTREE", name=name, num_workers=workers
+            )
+        else:
+            dataset.create_scalar_index(column, "BTREE", name=name, replace=True)
+
+    if name in _index_names(dataset):
+        report.built = _extend(lake, table, name)
     else:
-        dataset.create_scalar_index(column, "BTREE", name=name)
+        lake.change(table, f"index {column} of", build)
     report.seconds = time.monotonic() - started
     return report
 
@@ -181,15 +203,17 @@ def index_vectors(lake: Lake, column: str, kind: Kind = "auto") -> IndexReport:
         report.kind, report.built = "exact", "exact"
         return report
     if existing is not None and (chosen == existing or chosen == "exact"):
-        report.kind, report.built = existing, _extend(dataset, name)
+        report.kind, report.built = existing, _extend(lake, "frames", name)
     else:
-        _build_vectors(dataset, column, name, chosen, rows)
+        _build_vectors(lake, column, name, chosen, rows)
     dataset = _dataset(lake, "frames")
     if report.built == "current" and TUNING + column in dataset.config():
         report.probing = json.loads(dataset.config()[TUNING + column])
     else:
         report.probing, report.recall = tune(dataset, column, report.kind)
-        dataset.update_config({TUNING + column: json.dumps(report.probing)})
+        tuning = json.dumps(report.probing)
+        # A config update conflicts with a takeover only where both write one key: the epoch goes along.
+        lake.change("frames", "tune", lambda ds: ds.update_config({TUNING + column: tuning, EPOCH: str(epoch_of(ds))}))
     report.seconds = time.monotonic() - started
     return report
 
@@ -199,14 +223,16 @@ def choose_kind(rows: int) -> str:
     return "exact" if rows < EXACT_ROWS else "ivf_flat" if rows <= FLAT_ROWS else "ivf_hnsw_sq"
 
 
-def _build_vectors(dataset: Any, column: str, name: str, kind: str, rows: int) -> None:
+def _build_vectors(lake: Lake, column: str, name: str, kind: str, rows: int) -> None:
+    dataset = _dataset(lake, "frames")
     partitions = max(1, rows // 250_000) if kind == "ivf_hnsw_sq" else max(1, round(rows**0.5))
     options: dict[str, Any] = {"metric": "cosine", "num_partitions": partitions, "name": name, "replace": True}
     if kind == "ivf_pq":
         if rows < 256:
-            raise UsageError(f"an ivf_pq index needs 256 vectors, and {column} has {rows}: use --kind ivf_flat")
+            raise UsageError(f"an ivf_pq index needs 256 vectors, and {column} has {rows}: `kind` ivf_flat needs none")
         options["num_sub_vectors"] = _sub_vectors(dataset.schema.field(column).type.list_size)
-    try:
+
+    def build(dataset: Any) -> None:
         if _worth_distributing(dataset):
             import lance_ray
 
@@ -217,7 +243,10 @@ def _build_vectors(dataset: Any, column: str, name: str, kind: str, rows: int) -
             )
         else:
             dataset.create_index(column, kind.upper(), **options)
-    except (ValueError, OSError, RuntimeError) as e:
+
+    try:
+        lake.change("frames", f"index {column} of", build)
+    except (ValueError, RuntimeError) as e:
         raise VfmError(f"cannot index {column}: {str(e).split(chr(10))[0][:300]}") from e
 
 
@@ -263,10 +292,10 @@ def _sample_vectors(dataset: Any, column: str) -> np.ndarray:
     return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
 
 
-def _extend(dataset: Any, name: str) -> Literal["extended", "current"]:
-    if not dataset.stats.index_stats(name)["num_unindexed_rows"]:
+def _extend(lake: Lake, table: str, name: str) -> Literal["extended", "current"]:
+    if not _dataset(lake, table).stats.index_stats(name)["num_unindexed_rows"]:
         return "current"
-    dataset.optimize.optimize_indices(index_names=[name])
+    lake.change(table, f"extend {name} of", lambda ds: ds.optimize.optimize_indices(index_names=[name]))
     return "extended"
 
 

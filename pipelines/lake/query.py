@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipelines.lake.filters import bounded, filter_errors
 from pipelines.lake.lake import Lake
 from vfm_ops.errors import UsageError
 
@@ -49,10 +50,8 @@ def nearest_frames(
         nearest |= probing_for(search_tuning(dataset, column), k)
     # Rows without a vector need no filter: Lance leaves them out, and a filter on the column would read all its vectors.
     wanted = [*dict.fromkeys(columns), "_distance"]
-    try:
-        found = dataset.to_table(columns=wanted, nearest=nearest, filter=where, prefilter=True)
-    except (ValueError, OSError) as e:
-        raise UsageError(f"the filter {where!r} does not fit table frames: {_filter_reason(e)}") from e
+    with filter_errors("frames", where):
+        found = dataset.to_table(columns=wanted, nearest=nearest, filter=where and bounded(where), prefilter=True)
     scores = pc.subtract(pa.scalar(1.0, pa.float32()), found["_distance"])
     found = found.drop_columns("_distance").append_column(SCORE, scores)
     return found.sort_by([(SCORE, "descending")])
@@ -63,10 +62,8 @@ def check_filter(lake: Lake, table: str, where: str) -> None:
     dataset = lake.dataset(table)
     if dataset is None:
         return
-    try:
-        dataset.scanner(columns=[dataset.schema.names[0]], filter=where, limit=1).explain_plan()
-    except (ValueError, OSError) as e:
-        raise UsageError(f"the filter {where!r} does not fit table {table}: {_filter_reason(e)}") from e
+    with filter_errors(table, where, always=True):
+        dataset.scanner(columns=[dataset.schema.names[0]], filter=bounded(where), limit=1).explain_plan()
 
 
 def frame_vector(lake: Lake, column: str, frame_id: str) -> np.ndarray:
@@ -77,7 +74,10 @@ def frame_vector(lake: Lake, column: str, frame_id: str) -> np.ndarray:
         raise UsageError(f"there is no frame {frame_id!r} in {lake.root}; ids look like ASSET:INDEX")
     value = rows[column][0].as_py()
     if value is None:
-        raise UsageError(f"frame {frame_id!r} has no vector in column {column}; run: vfm embed")
+        spec = (lake.schema("frames").field(column).metadata or {}).get(b"spec", b"").decode()
+        raise UsageError(
+            f"frame {frame_id!r} has no vector in column {column}; run: vfm embed --lake {lake.root} --model {spec}"
+        )
     return np.asarray(value, np.float32)
 
 
@@ -110,11 +110,3 @@ def vector_batches(dataset: Any, column: str) -> Iterator[np.ndarray]:
         if batch.num_rows:
             vectors = array.flatten().to_numpy(zero_copy_only=False).astype(np.float32).reshape(len(array), -1)
             yield vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-
-
-def _filter_reason(error: BaseException) -> str:
-    """The part of Lance's message that speaks of the filter."""
-    text = str(error).split("\n")[0]
-    for noise in ("Invalid user input: ", "LanceError(Schema): ", "Schema error: ", "Error during planning: "):
-        text = text.replace(noise, "")
-    return text.split(", /")[0].split(", rust/")[0][:200].rstrip(". ")

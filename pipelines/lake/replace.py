@@ -2,41 +2,50 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pyarrow as pa
 
-from pipelines.lake.lake import Lake, lance
-from vfm_ops.errors import VfmError
+from pipelines.lake.lake import Lake, commit, lance, rows_by_fragment
 
 
 def replace_rows(lake: Lake, table: str, column: str, value: str, rows: pa.RecordBatchReader) -> int:
     """Puts `rows` in the place of those whose string `column` is `value`. Returns the new version. The table must exist.
 
     New rows are streamed to data files that nobody sees until the commit. A fragment that holds other owners' rows too keeps
-    them. VfmError when the table changed meanwhile.
+    them. StoreError when the table changed meanwhile.
     """
     written = [lance.FragmentMetadata.from_json(f) for f in lake.write_fragments(table, rows)]
-    dataset = lake.table(table)
     predicate = f"{column} = '" + value.replace("'", "''") + "'"
-    removed, updated = [], []
-    for fragment in dataset.get_fragments():
-        count = fragment.count_rows(filter=predicate)
-        if count and count == fragment.count_rows():
-            removed.append(fragment.fragment_id)
-        elif count:
-            updated.append(fragment.delete(predicate))
-    operation = lance.LanceOperation.Update(
-        removed_fragment_ids=removed, updated_fragments=updated, new_fragments=written, fields_modified=[]
-    )
-    try:
-        return int(lance.LanceDataset.commit(dataset.uri, operation, read_version=dataset.version).version)
-    except OSError as e:
-        raise VfmError(f"cannot replace rows of table {table} of {lake.root}: {str(e).splitlines()[0][:300]}") from e
+    paths = {f.files[0].path for f in written}
+
+    def replace(dataset: Any) -> int:
+        removed, updated = [], []
+        for number, count in rows_by_fragment(dataset, predicate).items():
+            fragment = dataset.get_fragment(number)
+            if count == fragment.metadata.num_rows:
+                removed.append(number)
+            else:
+                updated.append(fragment.delete(predicate))
+        operation = lance.LanceOperation.Update(
+            removed_fragment_ids=removed, updated_fragments=updated, new_fragments=written, fields_modified=[]
+        )
+        return int(commit(dataset, operation).version)
+
+    def landed(dataset: Any) -> bool:
+        return bool(paths) and paths <= {d.path for f in dataset.get_fragments() for d in f.data_files()}
+
+    version = lake.change(table, "replace rows of", replace, landed)
+    return lake.table(table).version if version is None else version
 
 
 def pin(lake: Lake, table: str, version: int, tag: str) -> None:
     """Tags a version, so that it outlives clean-ups; a tag of that name moves there."""
-    tags = lake.table(table).tags
-    if tag in tags.list():
-        tags.update(tag, version)
-    else:
-        tags.create(tag, version)
+
+    def move(dataset: Any) -> None:
+        if tag in dataset.tags.list():
+            dataset.tags.update(tag, version)
+        else:
+            dataset.tags.create(tag, version)
+
+    lake.change(table, "tag a version of", move)

@@ -7,13 +7,12 @@ An asset is a source file or one member of an archive. Everything derived from i
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Mapping
 from typing import Any
 
 import pyarrow as pa
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 PROBE = pa.struct(
     [
@@ -30,6 +29,12 @@ PROBE = pa.struct(
 QUALITY = pa.struct([(n, pa.float32()) for n in ("sharpness", "luminance", "contrast", "entropy")])
 BOX = pa.list_(pa.float32(), 4)  # xyxy, pixels of the stored frame
 MASK = pa.struct([("size", pa.list_(pa.int32(), 2)), ("counts", pa.string())])  # COCO RLE, size is (height, width)
+
+# Why a frame has no value of a model: JSON {column: sentence}; under "jpeg", a stored picture that does not decode, which no
+# model can be given. It tells "can't be" from "not yet".
+ERROR = pa.field("error", pa.string())
+
+OP = pa.field("op", pa.string())  # the op's name in the recipe
 
 _OWNER = [pa.field("asset_id", pa.string(), False), pa.field("run_key", pa.string(), False)]
 
@@ -48,6 +53,7 @@ SCHEMAS: dict[str, pa.Schema] = {
             ("discovered_at", pa.timestamp("us", "UTC")),
             ("caption", pa.string()),
             ("label", pa.string()),
+            ("asset_no", pa.int64()),  # dense, never reused: the bit that stands for the asset in `coverage`
         ]
     ),
     "shots": pa.schema(
@@ -74,9 +80,11 @@ SCHEMAS: dict[str, pa.Schema] = {
             ("height", pa.int32()),
             # Lance would try to compress what is compressed already.
             pa.field("jpeg", pa.large_binary(), metadata={"lance-encoding:compression": "none"}),
-            ("phash", pa.uint64()),
-            ("quality", QUALITY),
+            pa.field("phash", pa.uint64(), metadata={"op": "phash"}),
+            pa.field("quality", QUALITY, metadata={"op": "quality"}),
             ("salvaged", pa.bool_()),  # from a damaged file, before the damage
+            ERROR,
+            ("asset_no", pa.int64()),
         ]
     ),
     "detections": pa.schema(
@@ -90,6 +98,7 @@ SCHEMAS: dict[str, pa.Schema] = {
             ("label", pa.string()),
             ("score", pa.float32()),
             ("box", BOX),
+            OP,
         ]
     ),
     "tracks": pa.schema(
@@ -103,8 +112,11 @@ SCHEMAS: dict[str, pa.Schema] = {
             ("mask", MASK),
             ("score", pa.float32()),
             ("visible", pa.bool_()),
+            OP,
         ]
     ),
+    # What became of an asset when it was decoded (`op` null, `recipe` the recipe's hash), and in each op on videos (`op` its
+    # name in the recipe, `recipe` its key).
     "ledger": pa.schema(
         [
             *_OWNER,
@@ -112,13 +124,46 @@ SCHEMAS: dict[str, pa.Schema] = {
             ("attempt", pa.int32()),
             ("etag", pa.string()),
             ("shots", pa.int64()),
-            ("frames", pa.int64()),
-            ("detections", pa.int64()),
-            ("tracks", pa.int64()),
+            ("frames", pa.int64()),  # made under this recipe, those that a filter dropped included
+            ("detections", pa.int64()),  # null since format 2
+            ("tracks", pa.int64()),  # null since format 2
             ("probe", PROBE),
-            ("dropped", pa.string()),  # JSON: {reason: frames that a filter dropped}
+            ("dropped", pa.string()),  # JSON: {reason: frames that were dropped when it was decoded}
             ("run_id", pa.string()),
             ("finished_at", pa.timestamp("us", "UTC")),
+            OP,
+            ("rows", pa.int64()),  # of the op's table
+            ("asset_no", pa.int64()),
+            ("wanted", pa.list_(pa.int32())),  # index of each frame that the recipe's sampling wants of a video
+        ]
+    ),
+    # What ops on frames have done: bits of asset numbers (`pipelines.lake.coverage`), appended last. An empty `key` takes the
+    # assets back from every key, since their frames are made anew.
+    "coverage": pa.schema(
+        [
+            pa.field("key", pa.string(), False),
+            OP,
+            ("segment", pa.int32()),
+            ("assets", pa.binary()),
+            ("run_id", pa.string()),
+            ("finished_at", pa.timestamp("us", "UTC")),
+        ]
+    ),
+    # What each op's values in this lake are of; of several rows of an op the last one counts.
+    "keys": pa.schema(
+        [
+            pa.field("op", pa.string(), False),
+            pa.field("key", pa.string(), False),
+            ("name", pa.string()),
+            ("version", pa.int32()),
+            ("settings", pa.string()),  # JSON
+            ("digest", pa.string()),
+            ("unit", pa.string()),
+            ("table", pa.string()),
+            ("columns", pa.list_(pa.string())),
+            ("reads", pa.list_(pa.string())),
+            ("adopted", pa.bool_()),  # of an older format, which did not say all of this
+            ("recorded_at", pa.timestamp("us", "UTC")),
         ]
     ),
     "quarantine": pa.schema(
@@ -134,6 +179,8 @@ SCHEMAS: dict[str, pa.Schema] = {
             ("salvaged_frames", pa.int64()),
             ("run_id", pa.string()),
             ("finished_at", pa.timestamp("us", "UTC")),
+            OP,
+            ("asset_no", pa.int64()),
         ]
     ),
     "runs": pa.schema(
@@ -160,7 +207,8 @@ SCHEMAS: dict[str, pa.Schema] = {
             ("rank", pa.int64()),
         ]
     ),
-    # One row: who may write. Taken and renewed by compare-and-swap, which Lance's own commits give on any store.
+    # One row: who may write. Taken and renewed by compare-and-swap, which Lance's own commits give on any store. `heartbeat`
+    # is the holder's clock, for people to read; whether the holder lives is judged by whether `beat` moves.
     "lease": pa.schema(
         [
             pa.field("name", pa.string(), False),
@@ -169,12 +217,21 @@ SCHEMAS: dict[str, pa.Schema] = {
             ("pid", pa.int64()),
             ("pid_started", pa.float64()),
             ("heartbeat", pa.float64()),
+            ("epoch", pa.int64()),  # takeovers so far
+            ("beat", pa.int64()),
+            ("boot_id", pa.string()),
+            ("pid_namespace", pa.string()),
+            ("clean", pa.bool_()),  # given back by a run that ended well: the next one need not fence
         ]
     ),
 }
 
+# Frames that a filter dropped, whole, so that a looser one brings them back: as `frames`, and why.
+DROPPED = [pa.field("reason", pa.string()), pa.field("op", pa.string()), pa.field("op_key", pa.string())]
+SCHEMAS["dropped"] = pa.schema([*SCHEMAS["frames"], *DROPPED])
+
 # Written by a run, swept when that run never settled; in the order in which they are committed.
-CHILD_TABLES = ("shots", "frames", "detections", "tracks")
+CHILD_TABLES = ("shots", "frames", "dropped", "detections", "tracks")
 
 
 def make_asset_id(uri: str, member: str | None = None) -> str:
@@ -187,41 +244,33 @@ def make_frame_id(asset_id: str, frame_index: int) -> str:
     return f"{asset_id}:{frame_index}"
 
 
+def facts_of(field: pa.Field) -> dict[str, str]:
+    """What a column says of who fills it: its metadata, as text."""
+    return {key.decode(): value.decode() for key, value in (field.metadata or {}).items()}
+
+
+def table_schema(table: Any, unit: str) -> pa.Schema:
+    """Schema of an op's own table (`vfm_ops.op.Table`) in a lake, whose rows are of a frame or of a video."""
+    frame = (
+        [pa.field(table.id, pa.string(), False), pa.field("frame_id", pa.string(), False)] if unit == "frame" else []
+    )
+    number = [pa.field("frame_index", pa.int64())] if unit == "frame" else []
+    return pa.schema([*frame, *_OWNER, *number, *table.columns.items(), OP])
+
+
 def make_run_key(recipe_hash: str, attempt: int) -> str:
     """What ties derived rows to the ledger or quarantine row that settled them."""
     return f"{recipe_hash}.{attempt}"
 
 
-def embedding_column(spec: str) -> str:
-    """Column of `frames` for a model spec: `clip:openai/clip-vit-base-patch32` -> `emb_clip_openai_clip_vit_base_patch32`."""
-    return _model_column("emb", spec)
-
-
-def patches_column(spec: str) -> str:
-    """Column of `frames` for a model's patch tokens: `patches_...`, named as its embedding's."""
-    return _model_column("patches", spec)
-
-
-def is_model_column(name: str) -> bool:
-    """Whether a column of `frames` holds what a model made, its vectors or its patch tokens."""
-    return name.startswith(("emb_", "patches_"))
-
-
-def _model_column(kind: str, spec: str) -> str:
-    family, _, name = spec.partition(":")
-    if "/" in name and name.startswith(("/", ".", "~")):
-        name = name.rstrip("/").rsplit("/", 1)[-1]
-    return f"{kind}_" + re.sub(r"[^a-z0-9]+", "_", f"{family}_{name}".lower()).strip("_")
-
-
-def embedding_field(spec: str, dim: int, metadata: dict[str, str], dtype: pa.DataType | None = None) -> pa.Field:
-    """Arrow field of one embedding model: FixedSizeList<float16>[dim], with the model's identity in its metadata."""
-    return pa.field(embedding_column(spec), pa.list_(dtype or pa.float16(), dim), metadata={"spec": spec, **metadata})
-
-
-def patches_field(spec: str, dim: int, dtype: pa.DataType | None = None) -> pa.Field:
-    """Arrow field of a model's patch tokens: List<FixedSizeList<float16>[dim]>, one entry a patch, in row order."""
-    return pa.field(patches_column(spec), pa.list_(pa.list_(dtype or pa.float16(), dim)))
+def wants_value(frames: pa.Schema, column: str) -> str:
+    """SQL over `frames`: rows that still want a value of a model's or an op's column. Undecodable is not "not yet"."""
+    blind = (frames.field(column).metadata or {}).get(b"reads") == b"columns"  # an op that needs no picture
+    pending = f"{column} IS NULL" + ("" if blind else " AND jpeg IS NOT NULL")
+    if ERROR.name not in frames.names:
+        return pending
+    excused = f"{ERROR.name} LIKE '%\"{column}\"%' OR {ERROR.name} LIKE '%\"jpeg\"%'"
+    return f"{pending} AND ({ERROR.name} IS NULL OR NOT ({excused}))"
 
 
 def with_nulls(schema: pa.Schema, columns: Mapping[str, Any]) -> pa.Table:

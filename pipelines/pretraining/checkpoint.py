@@ -21,7 +21,7 @@ from pipelines.pretraining.history import History
 from vfm_ops.errors import VfmError
 from vfm_ops.pretrain.losses.collective import world_size
 from vfm_ops.pretrain.objective import Objective
-from vfm_ops.pretrain.step import Stepper
+from vfm_ops.pretrain.step import Stepper, regroup
 
 
 def shard(objective: Objective, device: str) -> None:
@@ -64,7 +64,7 @@ def load_full_state(stepper: Stepper, state: dict[str, Any]) -> None:
     mine = stepper.objective.state_dict()
     model = {key: _like(value, mine[key]) if key in mine else value for key, value in state["model"].items()}
     parameters = [p for group in stepper.optimizer.param_groups for p in group["params"]]
-    optimizer = dict(state["optimizer"])
+    optimizer = dict(regroup(state["optimizer"], stepper.optimizer))  # first: what follows goes by position
     optimizer["state"] = {
         index: {k: _like(v, parameters[index]) for k, v in slots.items()} for index, slots in optimizer["state"].items()
     }

@@ -17,9 +17,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipelines.curation.selections import kept_frames, read_rows
 from pipelines.lake import Lake
 from pipelines.pretraining.settings import Plan
-from pipelines.selections import kept_frames, read_rows
 from vfm_ops.errors import MediaError, UsageError
 from vfm_ops.media.images import decode_image
 from vfm_ops.media.limits import Limits
@@ -150,8 +150,8 @@ def resolve(lake: Lake, plan: Plan, versions: dict[str, int] | None = None) -> C
         if not keep.any():
             key = getattr(plan.run, f"{column}_column")
             raise UsageError(
-                f"{plan.objective} needs {column}s, and column {key} of {lake.root} holds none: ingest them "
-                f"(vfm ingest), or name another column with {column}_column"
+                f"{plan.objective} needs {column}s, and column {key} of {lake.root} holds none: ingest them, "
+                f"or name another column with {column}_column"
             )
     used = chosen.filter(pa.array(keep))
     classes = tuple(str(c) for c in sorted(v for v in pc.unique(used["label"]).to_pylist() if v is not None))
@@ -220,7 +220,7 @@ def _choose(lake: Lake, pinned: dict[str, int], selection: str | None, rows: pa.
         example = pc.unique(names).filter(pc.is_null(gone))[0].as_py()
         raise UsageError(
             f"selection {selection} no longer resolves: {missing} of its frames, such as {example}, are not in "
-            f"{lake.root}; run vfm curate again"
+            f"{lake.root}; curate it again"
         )
     if not found.num_rows:
         raise UsageError(f"selection {selection} of {lake.root} keeps nothing: there is nothing to train on")

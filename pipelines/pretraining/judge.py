@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from pipelines.pretraining.items import LakeItems, MemoryItems, captions_of
-from vfm_ops.pretrain.data import CAPTION_TEMPLATES
 from vfm_ops.pretrain.evaluate import (
     evaluation_views,
     extract_features,
@@ -20,12 +19,15 @@ from vfm_ops.pretrain.evaluate import (
     ridge_probe,
     zero_shot_accuracy,
 )
+from vfm_ops.pretrain.image_text import ImageText
 from vfm_ops.pretrain.monitor import effective_rank
 from vfm_ops.pretrain.objective import Objective
 from vfm_ops.pretrain.text import Tokenize
 
 QUICK_ITEMS = 1000  # embedded by an evaluation during the run, on either side
 _CHUNK = 256
+# Of any picture: a class name of the user's data must make sense in each of them.
+ZERO_SHOT_TEMPLATES = ("{}", "a photo of {}", "a photo of a {}", "a picture of the {}", "an image of a {}")
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ class Judge:
         if labels is not None:
             query, truth = self._features(objective, self.held, self.most)
             metrics |= self._labelled(objective, bank, labels, query, truth, quick=False)
-        if objective.name in ("clip", "siglip") and self.tokenize is not None:
+        if isinstance(objective, ImageText) and self.tokenize is not None:
             metrics |= self._image_text(objective)
         return metrics
 
@@ -97,7 +99,7 @@ class Judge:
             images.append(objective.embed_pair_space(torch.tensor(views).to(device)).cpu())
         image_ND = torch.cat(images)
         if held.labels is not None and len(self.classes) > 1:
-            prompts = [[t.format(name) for t in CAPTION_TEMPLATES] for name in self.classes]
+            prompts = [[t.format(name) for t in ZERO_SHOT_TEMPLATES] for name in self.classes]
             class_CPD = torch.stack([_encode(objective, texts, tokenize, length) for texts in prompts])
             metrics["zero_shot"] = zero_shot_accuracy(
                 image_ND, class_CPD, torch.tensor(np.asarray(held.labels)[chosen])

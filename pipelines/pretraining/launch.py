@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from pipelines.pretraining.output import Output
@@ -55,11 +57,27 @@ def launch(
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
     )
-    with _Watch(ready.out, progress):
+    with _Watch(ready.out, progress), _own_interrupt():
         try:
             return trainer.fit().return_value
         except ray.train.TrainingFailedError as error:
             raise _cause(error, ready) from error
+
+
+@contextmanager
+def _own_interrupt() -> Iterator[None]:
+    """Gives Ctrl-C back to who had it. Ray Train's handler outlives its run, and holds the controller: an actor of 900 MB
+    would stay, and the next Ctrl-C would go to it instead of stopping the caller.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # neither Ray Train nor we may set a handler here
+        return
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    finally:
+        if before is not None:  # None: a handler that Python did not set, which it can't set again
+            signal.signal(signal.SIGINT, before)
 
 
 def _cause(error: BaseException, ready: Prepared) -> VfmError:

@@ -20,11 +20,11 @@ COUNT = 8
 
 def draw(objective: Objective, views: Views) -> dict[str, bytes]:
     """Caption -> PNG of the first few training images; empty where the objective has nothing to show."""
-    if not is_vit(objective.evaluation_backbone()) or objective.name not in ("mae", "dino", "dinov2"):
+    if not is_vit(objective.evaluation_backbone()) or objective.drawing is None:
         return {}
     samples = views.items.load(range(min(COUNT, len(views.items))))
     objective.eval()
-    if objective.name == "mae":
+    if objective.drawing == "reconstruction":
         return {"input above, reconstruction below": _reconstructions(objective, views, samples)}
     if objective.evaluation_backbone().num_prefix_tokens == 0:
         return {}

@@ -12,7 +12,7 @@ from pipelines.pretraining.items import Corpus, captions_of, resolve
 from pipelines.pretraining.output import Output
 from pipelines.pretraining.settings import Plan, check_workers
 from vfm_ops.errors import UsageError, VfmError
-from vfm_ops.pretrain.registry import build_objective, objective_config
+from vfm_ops.pretrain.registry import build_objective, objective_class, objective_config
 from vfm_ops.pretrain.step import check_same_run
 
 
@@ -60,7 +60,6 @@ def prepare_corpus(corpus: Corpus, plan: Plan, out: str, source: dict[str, Any])
         keys = ("objective", "objective_config", "train_config", "samples", "selection", "items")
         check_same_run(earlier, {key: json.loads(json.dumps(header[key])) for key in keys})
     _check_sizes(plan, corpus)
-    _check_sharding(plan)
     tokenizer = _tokenizer(plan, corpus, model, output if earlier else None)
     objective = build_objective(plan.objective, **model)
     objective.prepare(1, 1, plan.train_config.batch_size)
@@ -74,14 +73,8 @@ def _check_sizes(plan: Plan, corpus: Corpus) -> None:
     if batch > len(corpus.train):
         raise UsageError(
             f"batch_size {batch} is more than the {len(corpus.train)} images of {corpus.name}: set a smaller batch_size, "
-            "or start from --preset small"
+            "or make the plan with `preset` small"
         )
-
-
-def _check_sharding(plan: Plan) -> None:
-    """What FSDP2 can't do yet."""
-    if plan.run.fsdp and plan.needs_captions and plan.train_config.clip_grad:
-        raise UsageError(f"{plan.objective} can't clip gradients when sharded: leave clip_grad out, or set fsdp=false")
 
 
 def _earlier(output: Output) -> dict[str, Any] | None:
@@ -92,7 +85,7 @@ def _earlier(output: Output) -> dict[str, Any] | None:
     try:
         return json.loads(data)
     except ValueError:
-        raise UsageError(f"{output.out}/run.json is damaged: name another --out, or remove it to start anew") from None
+        raise UsageError(f"{output.out}/run.json is damaged: name another `out`, or remove it to start anew") from None
 
 
 def _resolve(lake: Lake, plan: Plan, earlier: dict[str, Any] | None) -> Corpus:
@@ -110,7 +103,7 @@ def _resolve(lake: Lake, plan: Plan, earlier: dict[str, Any] | None) -> Corpus:
 
 def _with_classes(plan: Plan, corpus: Corpus) -> dict[str, Any]:
     """The objective's settings; a classifier gets as many classes as there are labels unless the user said otherwise."""
-    if not plan.needs_labels:
+    if not plan.needs_labels or "classes" not in objective_class(plan.objective).Config.model_fields:
         return plan.model
     found = len(corpus.classes)
     if found < 2:

@@ -1,7 +1,7 @@
 """What a pretraining run is told: objective, its settings, how to train, and how to run. Keys are checked before Ray starts.
 
 objective: simclr          one of vfm_ops.pretrain.registry.OBJECTIVES
-preset: small | null       vfm_ops.pretrain.presets, under the keys below
+preset: small | null       the objective's own, under the keys below
 selection: NAME | null     of `vfm curate`; null: every stored frame of the lake
 model: {...}               the objective's own keys (backbone, image_size, temperature ...)
 training: {...}            TrainConfig (batch_size, base_lr, epochs ...)
@@ -16,13 +16,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from pipelines.recipe import read_recipe, validate
+from pipelines.settings import parse_override, read_settings, validate
 from vfm_ops.errors import UsageError
-from vfm_ops.pretrain.presets import SMALL
-from vfm_ops.pretrain.registry import objective_class, objective_config
+from vfm_ops.pretrain.registry import objective_class, objective_config, small_preset
 from vfm_ops.pretrain.train_config import TrainConfig, train_config
 
 
@@ -71,7 +69,7 @@ class RunSettings(BaseModel):
 
 @dataclass(frozen=True)
 class Plan:
-    """A checked run. `model` and `training` hold what the user or the preset set; the rest is the paper's."""
+    """A checked run. `model` and `training` hold what the user or the preset set; the rest is the authors' recipe."""
 
     objective: str
     model: dict[str, Any]
@@ -83,18 +81,18 @@ class Plan:
 
     @property
     def train_config(self) -> TrainConfig:
-        """How to train, the paper's values filled in."""
-        return train_config(self.objective, **self.training)
+        """How to train, the values of the authors' recipe filled in."""
+        return train_config(self.objective, self.model, **self.training)
 
     @property
     def needs_captions(self) -> bool:
         """Whether the objective reads a caption of each image."""
-        return self.objective in ("clip", "siglip")
+        return objective_class(self.objective).reads == "caption"
 
     @property
     def needs_labels(self) -> bool:
         """Whether the objective reads a label of each image."""
-        return self.objective == "supervised"
+        return objective_class(self.objective).reads == "label"
 
 
 def make_plan(
@@ -113,7 +111,7 @@ def make_plan(
     data = _read_recipe(recipe)
     name = objective or data.get("objective")
     if not name:
-        raise UsageError("which objective? pass --objective, such as simclr, or name it in the recipe")
+        raise UsageError("which objective? give `objective`, such as simclr, or name it in the recipe")
     sections = {part: dict(data.get(part) or {}) for part in ("model", "training", "run")}
     for override in overrides:
         _override(name, sections, override)
@@ -154,13 +152,14 @@ def _preset(objective: str, preset: str | None) -> tuple[dict[str, Any], dict[st
         return {}, {}
     if preset != "small":
         raise UsageError(f"unknown preset '{preset}': the only one is small; without it, the paper's settings hold")
-    return SMALL[objective]
+    small = small_preset(objective)
+    return dict(small.model), dict(small.training)
 
 
 def _read_recipe(path: str | None) -> dict[str, Any]:
     if path is None:
         return {}
-    data = read_recipe(Path(path))
+    data = read_settings(Path(path), "recipe")
     known = ("objective", "preset", "selection", "model", "training", "run")
     for key in data:
         if key not in known:
@@ -172,34 +171,32 @@ def _read_recipe(path: str | None) -> dict[str, Any]:
 
 def _override(objective: str, sections: dict[str, dict[str, Any]], override: str) -> None:
     """Puts one key=value into the section that knows the key; the sections share no key."""
-    key, eq, value = override.partition("=")
-    if not eq:
-        raise UsageError(f"--set {override}: write it as key=value, such as batch_size=64")
+    keys, value = parse_override(override, "batch_size=64")
     known = {
         "model": list(objective_class(objective).Config.model_fields),
         "training": list(TrainConfig.model_fields),
         "run": list(RunSettings.model_fields),
     }
-    section, dot, inner = key.partition(".")
-    if dot and section in known:
-        sections[section][inner] = yaml.safe_load(value)  # a wrong inner key is named when the section is validated
+    key, section, inner = ".".join(keys), keys[0], ".".join(keys[1:])
+    if inner and section in known:
+        sections[section][inner] = value  # a wrong inner key is named when the section is validated
         return
-    if dot and section == "backbone_args":
-        sections["model"].setdefault("backbone_args", {})[inner] = yaml.safe_load(value)
+    if inner and section == "backbone_args":
+        sections["model"].setdefault("backbone_args", {})[inner] = value
         return
     owner = next((part for part, keys in known.items() if key in keys), None)
     if owner is None:
         every = [k for keys in known.values() for k in keys]
         near = difflib.get_close_matches(key, every, n=1)
         hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(every)}"
-        raise UsageError(f"--set {override}: {objective} has no key {key}; {hint}")
-    sections[owner][key] = yaml.safe_load(value)
+        raise UsageError(f"`overrides` {override}: {objective} has no key {key}; {hint}")
+    sections[owner][key] = value
 
 
 def _worker_count(text: str) -> int | list[int]:
     """`4`, or `2-8` for an elastic run."""
     parts = text.split("-")
     if not all(p.isdecimal() for p in parts) or len(parts) > 2:
-        raise UsageError(f"--workers {text}: write a number, or MIN-MAX for an elastic run")
+        raise UsageError(f"`workers` {text}: write a number, or MIN-MAX for an elastic run")
     numbers = [int(p) for p in parts]
     return numbers[0] if len(numbers) == 1 else numbers

@@ -9,17 +9,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.curation.carry import finest
+from pipelines.curation.incremental import finest
 from pipelines.curation.items import Items
 from pipelines.curation.pool import DUPLICATES
 from pipelines.curation.vectors import list_values, vector_dim
 from pipelines.lake import Lake
 from pipelines.reporting.pictures import Thumbnails
-from pipelines.reporting.projection import embedding_map
 from pipelines.reporting.tables import item_names
-from pipelines.search import Column
+from pipelines.search.columns import Column
 from vfm_ops.curate.blocks import row_uniform
 from vfm_ops.curate.kmeans import KMeansOptions, kmeans
+from vfm_ops.curate.projection import project
 
 MAP_POINTS = 5000
 _CLUSTERS, _PER_CLUSTER, _GROUPS, _PER_GROUP = 36, 14, 36, 8
@@ -67,7 +67,7 @@ def map_points(
     chosen = chosen[usable]
     if not len(chosen):
         return {}
-    xy = embedding_map(vectors)
+    xy = project(vectors)
     if selected is not None and (selected.top[chosen] >= 0).any():
         cluster = selected.top[chosen]
     else:

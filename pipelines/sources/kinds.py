@@ -8,18 +8,19 @@ from collections.abc import Callable
 from vfm_ops.media.sniff import media_type as sniff_media_type
 
 
-def _words(text: str) -> frozenset[str]:
+def words(text: str) -> frozenset[str]:
+    """The words of a text: a readable way to write a set of many."""
     return frozenset(text.split())
 
 
-IMAGE = _words("jpg jpeg jpe jfif pjpeg png apng webp gif bmp dib tif tiff avif heic heif hif")
-VIDEO = _words("mp4 m4v mov qt mkv webm avi divx mpg mpeg mpe m1v m2v vob 3gp 3g2 flv f4v ogv wmv asf m2ts mts ts")
+IMAGE = words("jpg jpeg jpe jfif pjpeg png apng webp gif bmp dib tif tiff avif heic heif hif")
+VIDEO = words("mp4 m4v mov qt mkv webm avi divx mpg mpeg mpe m1v m2v vob 3gp 3g2 flv f4v ogv wmv asf m2ts mts ts")
 # Also the ending of TypeScript and Qt translation sources: the content decides whether it is text.
 AMBIGUOUS = frozenset({"ts"})
 CONTAINERS = {"tar": "tar", "parquet": "parquet", "pq": "parquet", "lance": "lance"}
 COMPRESSED_TAR = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst")
 # Never opened to look inside. What is in none of these lists is told by its first bytes.
-NOT_MEDIA = _words(
+NOT_MEDIA = words(
     """txt json jsonl ndjson csv tsv md rst tex log xml html htm css js jsx tsx yaml yml toml ini cfg conf lock
     py pyc pyi ipynb c h cc cpp hpp cu rs go java rb pl sh bat sql proto r m mat
     srt vtt ass sub cls idx lst list
@@ -42,6 +43,14 @@ def extension(name: str) -> str:
 def container_of(name: str) -> str | None:
     """`tar`, `parquet` or `lance` when the name says that further items lie inside."""
     return CONTAINERS.get(extension(name))
+
+
+def skip_reason(name: str) -> str:
+    """What a file that is no media is counted under: its extension, where that is one."""
+    if name.lower().endswith(COMPRESSED_TAR):
+        return "compressed archive"
+    ext = extension(name)
+    return f".{ext}" if ext.isascii() and ext.replace("_", "").isalnum() and len(ext) <= 12 else "no known extension"
 
 
 def media_type_of(name: str, head: Callable[[], bytes]) -> str | None:

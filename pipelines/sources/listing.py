@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import glob
 import io
 import os
@@ -15,13 +16,14 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from pipelines.sources.kinds import COMPRESSED_TAR, container_of
-from pipelines.sources.local import TreeWalk, etag_of, is_lake
-from pipelines.sources.lookup import expand_pattern, look_up, read_list
+from pipelines.sources.local import TreeWalk, is_lake
+from pipelines.sources.lookup import expand_pattern, look_up, read_list, split_pattern
 from pipelines.sources.remote import stat_object, store_of, walk_store
 from pipelines.sources.rows import ListingOptions, Tally, file_uri, local_path
-from pipelines.sources.tables import PathRow, list_parquet, list_table, media_column, resolve_row_path
+from pipelines.sources.tables import PathRow, list_lance, list_parquet, resolve_row_path
 from pipelines.sources.tar import list_tar
 from vfm_ops.errors import UsageError
+from vfm_ops.media.local_file import OutsideError, etag_of, open_regular
 
 # Headers lie a member apart: a big buffer makes small members one sequential read, and a store's reads few.
 _LOCAL_BUFFER, _STORE_BUFFER = 64 << 10, 4 << 20
@@ -57,14 +59,19 @@ def resolve_sources(texts: Iterable[str], lists: Iterable[str] = ()) -> list[Sou
 def list_source(source: Source, options: ListingOptions, tally: Tally) -> Iterator[pa.RecordBatch]:
     """Streams a source's assets as record batches of schema LISTED; counts what it leaves out in `tally`."""
 
+    # What a pattern finds is bounded by its fixed folder; what the user spells out, here or in a list, by nothing.
+    within = None
+    if source.kind == "pattern" and not options.allow_outside:
+        within = os.path.realpath(split_pattern(source.paths[0])[0])
+
     def expand(path: str) -> Iterator[pa.RecordBatch]:
-        return _list_place(path, options, tally)
+        return _list_place(path, options, tally, within)
 
     match source.kind:
         case "tree" | "store" | "container":
             return _list_place(source.paths[0], options, tally)
         case "pattern":
-            return look_up(expand_pattern(source.paths[0]), options, tally, expand)
+            return look_up(expand_pattern(source.paths[0]), options, tally, expand, within)
         case "list":
             return look_up(read_list(source.paths[0]), options, tally, expand)
         case "files":
@@ -141,43 +148,53 @@ def _resolve_url(url: str) -> Source:
 # -- one place ---------------------------------------------------------------------------------------------------------
 
 
-def _list_place(path: str, options: ListingOptions, tally: Tally) -> Iterator[pa.RecordBatch]:
-    """A directory, a prefix, or a container, by path or URL."""
+def _list_place(
+    path: str, options: ListingOptions, tally: Tally, within: str | None = None
+) -> Iterator[pa.RecordBatch]:
+    """A directory, a prefix, or a container, by path or URL.
 
-    def expand(inner: str) -> Iterator[pa.RecordBatch]:
-        return _list_place(inner, options, tally)
-
+    within: real path of the folder that what lies on this machine must not leave; None: the place itself, as it was named.
+    """
     remote = "://" in path
     container = container_of(posixpath.basename(path.rstrip("/")))
     if container is None and not remote and os.path.isdir(os.path.join(path, "_versions")):
         container = "lance"
-    if container is None:
-        return walk_store(path, options, tally, expand) if remote else iter(TreeWalk(path, options, tally, expand))
-    return _list_container(path, container, options, tally)
+    if container is not None:
+        return _list_container(path, container, options, tally, within)
+    if not (remote or within or options.allow_outside):
+        within = os.path.realpath(path)
+
+    def expand(inner: str) -> Iterator[pa.RecordBatch]:
+        return _list_place(inner, options, tally, within)
+
+    return walk_store(path, options, tally, expand) if remote else iter(TreeWalk(path, options, tally, expand, within))
 
 
-def _list_container(path: str, container: str, options: ListingOptions, tally: Tally) -> Iterator[pa.RecordBatch]:
+def _list_container(
+    path: str, container: str, options: ListingOptions, tally: Tally, within: str | None
+) -> Iterator[pa.RecordBatch]:
     try:
         if container == "lance":
-            yield from _with_paths(_list_lance(path, options, tally), path, options, tally)
+            found = list_lance(path, options, tally, within)
+            yield from _with_paths(found, path, options, tally, within)
             return
-        file, size, etag = _open(path)
+        file, size, etag = _open(path, within)
         uri = path if "://" in path else file_uri(path)
         with file:
             if container == "tar":
                 yield from list_tar(file, size, uri, etag, options, tally)
             else:
-                yield from _with_paths(list_parquet(file, uri, etag, options, tally), path, options, tally)
-    except OSError as e:
-        tally.problem(path, e)
-    except UsageError as e:  # of one table among many
-        tally.problem(path, str(e))
+                found = list_parquet(file, uri, etag, options, tally)
+                yield from _with_paths(found, path, options, tally, within)
+    except (OSError, ValueError, pa.ArrowException, UsageError) as e:  # of one container among many
+        tally.problem(path, e if isinstance(e, OSError) else str(e).split("\n")[0])
 
 
-def _open(path: str) -> tuple[BinaryIO, int, str]:
+def _open(path: str, within: str | None) -> tuple[BinaryIO, int, str]:
     if "://" not in path:
-        stat = os.stat(path)
-        return open(path, "rb", buffering=_LOCAL_BUFFER), stat.st_size, etag_of(stat)
+        file = os.fdopen(open_regular(path, within), "rb", buffering=_LOCAL_BUFFER)
+        info = os.fstat(file.fileno())
+        return file, info.st_size, etag_of(info)
     found = stat_object(path)
     if found is None:
         raise FileNotFoundError(f"{path} does not exist")
@@ -186,35 +203,35 @@ def _open(path: str) -> tuple[BinaryIO, int, str]:
     return cast(BinaryIO, io.BufferedReader(raw, _STORE_BUFFER)), found.size, found.etag
 
 
-def _list_lance(path: str, options: ListingOptions, tally: Tally) -> Iterator[pa.RecordBatch | list[PathRow]]:
-    from pipelines.lake.query import open_table
-
-    dataset = open_table(path)
-    column = media_column(dataset.schema, options.column, path)
-    if column is None:
-        tally.skip("table without a column of media")
-        return iter(())
-
-    def read(columns: list[str]) -> Iterator[pa.RecordBatch]:
-        scanner = dataset.scanner(columns=columns, with_row_id=not columns, scan_in_order=True, batch_size=4096)
-        return scanner.to_batches()
-
-    etag = f"v{dataset.version}-{dataset.count_rows()}"
-    return list_table(read, dataset.schema, column, "lance", file_uri(path), etag, options, tally)
-
-
 def _with_paths(
-    found: Iterator[pa.RecordBatch | list[PathRow]], path: str, options: ListingOptions, tally: Tally
+    found: Iterator[pa.RecordBatch | list[PathRow]],
+    path: str,
+    options: ListingOptions,
+    tally: Tally,
+    within: str | None,
 ) -> Iterator[pa.RecordBatch]:
-    """Batches as they are; paths, which start at the table's own directory, looked up like those of a list."""
+    """Batches as they are; paths, which start at the table's own directory, looked up like those of a list.
+
+    A table is data, and often somebody else's: a file that it names must lie in its directory, or in the tree it is of.
+    """
+    remote = "://" in path
+    if not (remote or within or options.allow_outside):
+        within = os.path.realpath(os.path.dirname(path))
 
     def refuse(inner: str) -> Iterator[pa.RecordBatch]:
         tally.problem(inner, f"is named by {path}, where only single files may be: name it as a source of its own")
         return iter(())
 
+    def resolved(rows: list[PathRow]) -> Iterator[PathRow]:
+        for row in rows:
+            name = resolve_row_path(row.path, path)
+            if remote and not options.allow_outside and "://" not in local_path(name):
+                tally.problem(name, OutsideError(errno.EXDEV, f"is a file of this machine, named by {path}"))
+            else:
+                yield PathRow(name, row.caption, row.label)
+
     for item in found:
         if isinstance(item, list):
-            rows = (PathRow(resolve_row_path(r.path, path), r.caption, r.label) for r in item)
-            yield from look_up(rows, options, tally, refuse)
+            yield from look_up(resolved(item), options, tally, refuse, within)
         else:
             yield item

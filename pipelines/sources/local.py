@@ -1,5 +1,9 @@
 """Local trees: directories scanned by threads, archives and tables in them expanded, batches handed on as they fill.
 
+A tree is what the user named, and no more: links that lead out of it are refused unless they are asked for, and what is
+no regular file (pipe, socket, device) is never opened. Links within it are further names of what they lead to: a file
+gets a row under each name, a directory is walked once.
+
 Memory is bounded by the queue between the threads and the consumer, and by the directories still to do; no listing is
 held. Directories come last in, first out, which keeps the second of the two small.
 """
@@ -8,6 +12,7 @@ from __future__ import annotations
 
 import os
 import queue
+import stat
 import threading
 import time
 from collections import Counter
@@ -16,8 +21,9 @@ from functools import partial
 
 import pyarrow as pa
 
-from pipelines.sources.kinds import COMPRESSED_TAR, SNIFF_BYTES, container_of, extension, media_type_of
+from pipelines.sources.kinds import NOT_MEDIA, SNIFF_BYTES, container_of, extension, media_type_of, skip_reason
 from pipelines.sources.rows import BATCH_ROWS, AssetRows, ListingOptions, Tally, file_uri, parent_name, read_sidecar
+from vfm_ops.media.local_file import check_regular, etag_of, look_behind, open_directory, open_regular
 
 # A partial batch is handed on after this long, so that the first rows of a slow tree don't wait for a full one.
 _FLUSH_S = 0.5
@@ -25,31 +31,27 @@ _FLUSH_S = 0.5
 Expand = Callable[[str], Iterator[pa.RecordBatch]]
 
 
-def etag_of(stat: os.stat_result) -> str:
-    """Identity of a local file's content: modification time in nanoseconds, and size."""
-    return f"{stat.st_mtime_ns}-{stat.st_size}"
+def add_file(
+    rows: AssetRows, path: str, info: os.stat_result, options: ListingOptions, tally: Tally, within: str | None
+) -> None:
+    """Adds one local file that a user, list or table named, or counts why not.
 
-
-def add_file(rows: AssetRows, path: str, options: ListingOptions, tally: Tally) -> None:
-    """Adds one local file that a user or a list named, or counts why not."""
+    info, within: of and as `look_behind`. OSError when it is no regular file, or can't be read.
+    """
+    check_regular(info)
     name = os.path.basename(path)
-    try:
-        stat = os.stat(path)
-        kind = media_type_of(name, partial(read_head, path))
-    except OSError as e:
-        tally.problem(path, e)
-        return
+    kind = media_type_of(name, partial(read_head, path, within))
     if kind is None:
-        tally.skip(_skip_reason(name))
+        tally.skip(skip_reason(name))
         return
-    caption = read_sidecar(path) if options.captions == "sidecar" else None
+    caption = read_sidecar(path, tally, within) if options.captions == "sidecar" else None
     label = parent_name(path) if options.labels == "folder" else None
-    rows.add(file_uri(path), kind, stat.st_size, etag_of(stat), caption=caption, label=label)
+    rows.add(file_uri(path), kind, info.st_size, etag_of(info), caption=caption, label=label)
 
 
-def read_head(path: str) -> bytes:
-    """The first SNIFF_BYTES of a file."""
-    with open(path, "rb", buffering=0) as file:
+def read_head(path: str, within: str | None = None) -> bytes:
+    """The first SNIFF_BYTES of a regular file. OSError as `open_regular`."""
+    with os.fdopen(open_regular(path, within), "rb", buffering=0) as file:
         return file.read(SNIFF_BYTES)
 
 
@@ -61,11 +63,14 @@ def is_lake(path: str) -> bool:
 class TreeWalk:
     """One pass over a directory tree. Iterating it starts the threads; closing the iterator stops them.
 
-    expand: lists a container (tar, parquet, Lance table) at a local path.
+    expand: lists a container (tar, parquet, Lance table) at a local path. within: real path of the folder that links must
+    not leave, or None where they may.
     """
 
-    def __init__(self, root: str, options: ListingOptions, tally: Tally, expand: Expand) -> None:
-        self._options, self._tally, self._expand = options, tally, expand
+    def __init__(
+        self, root: str, options: ListingOptions, tally: Tally, expand: Expand, within: str | None = None
+    ) -> None:
+        self._options, self._tally, self._expand, self._within = options, tally, expand, within
         self._todo: list[tuple[str, bool]] = [(root, True)]  # path, and whether it is a directory
         self._running = 0
         self._wake = threading.Condition()
@@ -158,31 +163,19 @@ class TreeWalk:
         if is_lake(path):
             self._tally.skip("lake")
             return
-        options, skipped, todo = self._options, Counter[str](), []
-        label = parent_name(os.path.join(path, "_")) if options.labels == "folder" else None
-        sidecars = options.captions == "sidecar"
-        with os.scandir(path) as entries:
+        skipped, todo = Counter[str](), []
+        label = parent_name(os.path.join(path, "_")) if self._options.labels == "folder" else None
+        # Facts of entries are taken through the descriptor: they are of the directory that was checked to lie inside.
+        with open_directory(path, self._within) as folder, os.scandir(path) as entries:
             for entry in entries:
                 if self._stop.is_set():
                     raise _Stopped
-                name = entry.name
-                if name.startswith("."):
+                if entry.name.startswith("."):
                     skipped["hidden"] += 1
                     continue
                 try:
-                    if entry.is_dir():
-                        if (task := self._directory(entry, skipped)) is not None:
-                            todo.append(task)
-                    elif container_of(name) not in (None, "lance"):
-                        todo.append((entry.path, False))
-                    elif not entry.is_file():
-                        self._odd(entry, skipped)
-                    elif (kind := media_type_of(name, partial(read_head, entry.path))) is None:
-                        skipped[_skip_reason(name)] += 1
-                    else:
-                        stat = entry.stat()
-                        caption = read_sidecar(entry.path) if sidecars else None
-                        rows.add(file_uri(entry.path), kind, stat.st_size, etag_of(stat), caption=caption, label=label)
+                    if (task := self._entry(entry, folder, label, rows, skipped)) is not None:
+                        todo.append(task)
                 except OSError as e:
                     self._tally.problem(entry.path, e)
         for reason, count in skipped.items():
@@ -191,19 +184,45 @@ class TreeWalk:
             self._todo.extend(todo)
             self._wake.notify_all()
 
-    def _directory(self, entry: os.DirEntry[str], skipped: Counter[str]) -> tuple[str, bool] | None:
-        if container_of(entry.name) == "lance":
-            return entry.path, False
-        if entry.is_symlink() and not self._trees.follow(entry.path):
+    def _entry(
+        self, entry: os.DirEntry[str], folder: int, label: str | None, rows: _TimedRows, skipped: Counter[str]
+    ) -> tuple[str, bool] | None:
+        """One entry of a directory: a row, a count, or a task. OSError when it can't be read or leads out of the tree."""
+        name, path = entry.name, entry.path
+        info = os.stat(name, dir_fd=folder, follow_symlinks=False)
+        is_link = stat.S_ISLNK(info.st_mode)
+        if is_link:
+            if extension(name) in NOT_MEDIA:  # wherever it leads, it would not be listed
+                skipped[skip_reason(name)] += 1
+                return None
+            info = self._behind_link(path)
+        if stat.S_ISDIR(info.st_mode):
+            return self._directory(path, is_link, skipped)
+        if not stat.S_ISREG(info.st_mode):
+            skipped["special file"] += 1
+        elif container_of(name) not in (None, "lance"):
+            return path, False
+        elif (kind := media_type_of(name, partial(read_head, path, self._within))) is None:
+            skipped[skip_reason(name)] += 1
+        else:
+            sidecars = self._options.captions == "sidecar"
+            caption = read_sidecar(path, self._tally, self._within) if sidecars else None
+            rows.add(file_uri(path), kind, info.st_size, etag_of(info), caption=caption, label=label)
+        return None
+
+    def _behind_link(self, path: str) -> os.stat_result:
+        try:
+            return look_behind(path, self._within)
+        except FileNotFoundError as e:
+            raise OSError(e.errno, "is a link to nothing") from e
+
+    def _directory(self, path: str, is_link: bool, skipped: Counter[str]) -> tuple[str, bool] | None:
+        if container_of(path) == "lance":
+            return path, False
+        if is_link and not self._trees.follow(path):
             skipped["link to a directory listed anyway"] += 1
             return None
-        return entry.path, True
-
-    def _odd(self, entry: os.DirEntry[str], skipped: Counter[str]) -> None:
-        if entry.is_symlink() and not os.path.exists(entry.path):
-            self._tally.problem(entry.path, "is a link to nothing")
-        else:
-            skipped["special file"] += 1
+        return path, True
 
 
 class _Stopped(Exception):
@@ -263,10 +282,3 @@ def _parents(path: str) -> list[str]:
         parents.append(up)
         path = up
     return parents
-
-
-def _skip_reason(name: str) -> str:
-    if name.lower().endswith(COMPRESSED_TAR):
-        return "compressed archive"
-    ext = extension(name)
-    return f".{ext}" if ext and ext.isascii() and len(ext) <= 12 else "no known extension"

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from pipelines.lake.lake import filesystem
-from pipelines.sources.kinds import SNIFF_BYTES, container_of, extension, media_type_of
+from pipelines.sources.kinds import SNIFF_BYTES, container_of, media_type_of, skip_reason
 from pipelines.sources.rows import BATCH_ROWS, TEXT_BYTES, AssetRows, ListingOptions, Tally, clean_text, parent_name
 from vfm_ops.errors import UsageError
 
@@ -131,6 +131,8 @@ def _add_all(items: list[StoredObject], options: ListingOptions, tally: Tally) -
             _add(rows, item, options, tally)
         except OSError as e:
             tally.problem(item.uri, e)
+        except (ValueError, pa.ArrowException) as e:  # a key that S3 has and pyarrow will not open, such as a//b
+            tally.problem(item.uri, str(e).split("\n")[0])
     return rows.take()
 
 
@@ -138,7 +140,7 @@ def _add(rows: AssetRows, item: StoredObject, options: ListingOptions, tally: Ta
     name = posixpath.basename(item.uri)
     kind = media_type_of(name, lambda: read_object(item.uri, SNIFF_BYTES))
     if kind is None:
-        tally.skip(f".{extension(name)}" if extension(name) else "no known extension")
+        tally.skip(skip_reason(name))
         return
     caption = _sidecar(item.uri) if options.captions == "sidecar" else None
     label = parent_name(urlsplit(item.uri).path) if options.labels == "folder" else None

@@ -1,63 +1,41 @@
-"""Parquet files and Lance tables as sources: a column of encoded bytes, or a column of paths.
+"""Parquet files and Lance tables as sources: a column of encoded bytes, or a column of paths, decided row by row.
 
-A cell of bytes is an asset with container `parquet` or `lance`, its row number as offset, and `COLUMN[ROW]` as member;
-`RowReader` (pipelines/sources/cells.py) reads it back. A path is an asset of its own, as if a file list had named it.
-Listing reads no cell of bytes, so size and, without a hint, media type stay unknown until processing.
+A cell of bytes is an asset with container `parquet` or `lance`, its row number as offset, and `COLUMN[ROW]` as member, in a
+list `COLUMN[ROW][ELEMENT]`; `RowReader` (pipelines/sources/cells.py) reads it back. A path is an asset of its own, as if a
+file list had named it. Listing reads bytes only where it must know whether there are any, so size and, without a hint,
+media type stay unknown until processing.
 """
 
 from __future__ import annotations
 
-import json
+import os
 import posixpath
-from collections.abc import Callable, Iterator
+import stat
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipelines.sources.columns import (
+    Leaf,
+    MediaColumn,
+    column_names,
+    find_leaf,
+    leaves,
+    media_column,
+    texts_of,
+    values_of,
+)
 from pipelines.sources.kinds import IMAGE, VIDEO, extension
-from pipelines.sources.rows import BATCH_ROWS, AssetRows, ListingOptions, Tally, printable
+from pipelines.sources.rows import BATCH_ROWS, AssetRows, ListingOptions, Tally, file_uri, printable
 from vfm_ops.errors import UsageError
+from vfm_ops.media.local_file import check_regular, look_behind
 
-_BYTES_NAMES = (
-    "image",
-    "images",
-    "img",
-    "jpg",
-    "jpeg",
-    "png",
-    "webp",
-    "video",
-    "mp4",
-    "bytes",
-    "content",
-    "data",
-    "media",
-)
-_PATH_NAMES = (
-    "uri",
-    "url",
-    "path",
-    "file",
-    "filename",
-    "file_name",
-    "filepath",
-    "file_path",
-    "image_path",
-    "video_path",
-)
-
-
-@dataclass(frozen=True)
-class TableColumn:
-    """The column that holds the media. path_column: beside bytes, the names that tell their type."""
-
-    name: str
-    holds: str  # 'bytes' or 'paths'
-    path_column: str | None = None
-    media_type: str | None = None
+_HAS_BYTES = "vfm.has_bytes"  # column of a batch that says it, where the bytes themselves are not there
+_LOOK_ROWS = 64  # a batch that holds pictures
 
 
 @dataclass(frozen=True)
@@ -69,24 +47,22 @@ class PathRow:
     label: str | None
 
 
-def media_column(schema: pa.Schema, wanted: str | None, uri: str) -> TableColumn | None:
-    """The column of encoded bytes or of paths: `wanted`, or the first that its type and name give away.
+@dataclass(frozen=True)
+class _Table:
+    """What is wanted of a table, and what its assets are called. leaves: of the annotations, None where none is wanted."""
 
-    None when there is none. UsageError when `wanted` is no such column.
-    """
-    flat = dict(_leaves(schema))
-    if wanted is not None:
-        if (found := _column(flat, wanted, schema)) is None:
-            raise UsageError(f"{uri} has no column {wanted!r} of bytes or text; it has {', '.join(flat) or 'none'}")
-        return found
-    for name, type_ in flat.items():
-        leaf = name.split(".")[0].lower()
-        if _is_bytes(type_) and (leaf in _BYTES_NAMES or _hint(schema, name)):
-            return _column(flat, name, schema)
-    for name, type_ in flat.items():
-        if _is_text(type_) and name.split(".")[-1].lower() in _PATH_NAMES:
-            return _column(flat, name, schema)
-    return None
+    uri: str
+    container: str
+    etag: str
+    column: MediaColumn
+    caption: Leaf | None
+    label: Leaf | None
+
+    @property
+    def needed(self) -> list[Leaf]:
+        """What must be read of every row."""
+        path = self.column.leaf if self.column.holds == "paths" else self.column.paths
+        return [leaf for leaf in (path, self.caption, self.label) if leaf is not None]
 
 
 def list_parquet(
@@ -98,52 +74,61 @@ def list_parquet(
     """
     try:
         parquet = pq.ParquetFile(file, pre_buffer=False, buffer_size=1 << 20)
-        column = media_column(parquet.schema_arrow, options.column, uri)
-        if column is not None and column.holds == "bytes" and _all_null(parquet, column.name):
-            column = TableColumn(column.path_column, "paths") if column.path_column else column
-        if column is None:
-            tally.skip("table without a column of media")
-            return
-
-        def read(columns: list[str]) -> Iterator[pa.RecordBatch]:
-            if columns:
-                return parquet.iter_batches(batch_size=BATCH_ROWS, columns=columns)
-            return _count_batches(parquet.metadata.num_rows)
-
-        yield from list_table(read, parquet.schema_arrow, column, "parquet", uri, etag, options, tally)
-    except pa.ArrowException as e:
+        table = _open_table(parquet.schema_arrow, uri, uri, "parquet", etag, options, tally)
+        if table is not None:
+            yield from _list_rows(_parquet_batches(parquet, table), table, tally)
+    except (pa.ArrowException, ValueError, RecursionError) as e:
         tally.problem(uri, f"is no readable parquet file: {str(e).split(chr(10))[0]}")
 
 
-def list_table(
-    read: Callable[[list[str]], Iterator[pa.RecordBatch]],
-    schema: pa.Schema,
-    column: TableColumn,
-    container: str,
-    uri: str,
-    etag: str,
-    options: ListingOptions,
-    tally: Tally,
+def list_lance(
+    path: str, options: ListingOptions, tally: Tally, within: str | None = None
 ) -> Iterator[pa.RecordBatch | list[PathRow]]:
-    """Streams the assets of any table. read: batches of the named columns, of all rows in order; of no column, bare rows."""
-    names = dict(_leaves(schema))
-    for wanted in (options.caption_column, options.label_column):
-        if wanted is not None and wanted not in names:
-            raise UsageError(f"{uri} has no column {wanted!r}; it has {', '.join(names)}")
-    path_name = column.name if column.holds == "paths" else column.path_column
-    needed = [n for n in dict.fromkeys((path_name, options.caption_column, options.label_column)) if n]
-    base = 0
-    for batch in read(needed):
-        paths, captions, labels = (
-            _values(batch, name) for name in (path_name, options.caption_column, options.label_column)
-        )
-        if column.holds == "paths":
-            found = [PathRow(str(p), c, l) for p, c, l in zip(paths, captions, labels) if p]
-            tally.skip("empty path", batch.num_rows - len(found))
-            yield found
-        else:
-            yield _byte_rows(base, column, container, uri, etag, paths, captions, labels)
-        base += batch.num_rows
+    """As `list_parquet`, of a Lance table. within: as `check_lance_files`. OSError, UsageError."""
+    from pipelines.lake.query import open_table
+
+    check_lance_files(path, os.path.realpath(path) if within is None and not options.allow_outside else within)
+    try:
+        dataset = open_table(path)
+        etag = f"v{dataset.version}-{dataset.count_rows()}"
+        uri = path if "://" in path else file_uri(path)
+        table = _open_table(dataset.schema, path, uri, "lance", etag, options, tally)
+        if table is not None:
+            yield from _list_rows(_lance_batches(dataset, table), table, tally)
+    except (pa.ArrowException, ValueError, RuntimeError) as e:
+        tally.problem(path, f"is no readable Lance table: {str(e).split(chr(10))[0].split(', /')[0]}")
+    except BaseException as e:
+        if not is_lance_panic(e):
+            raise
+        tally.problem(path, f"is a damaged Lance table: {str(e).split(chr(10))[0]}")
+
+
+def check_lance_files(path: str, within: str | None = None) -> None:
+    """Raises OSError when a local Lance table has anything but regular files, which Lance would wait for or follow.
+
+    within: real path of the folder that they must lie in, links followed; None: anywhere. A table in a store is not looked at.
+    """
+    if "://" in path:
+        return
+
+    def stop(error: OSError) -> None:
+        raise error
+
+    look_behind(path, within)
+    for folder, folders, files in os.walk(path, onerror=stop):
+        for name in (*folders, *files):
+            inner = os.path.join(folder, name)
+            mode = os.lstat(inner).st_mode
+            if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+                try:
+                    check_regular(look_behind(inner, within))
+                except OSError as e:
+                    raise type(e)(e.errno, f"has a part, {inner[len(path) + 1 :]}, that {e.strerror}") from e
+
+
+def is_lance_panic(error: BaseException) -> bool:
+    """Whether Lance's Rust code gave up, which reaches Python as no Exception: one table's damage must not end a run."""
+    return type(error).__name__ == "PanicException"
 
 
 def resolve_row_path(path: str, table_uri: str) -> str:
@@ -154,109 +139,171 @@ def resolve_row_path(path: str, table_uri: str) -> str:
     return f"{folder}/{posixpath.normpath(path)}" if "://" in folder else posixpath.normpath(f"{folder}/{path}")
 
 
-def _byte_rows(
-    base: int,
-    column: TableColumn,
-    container: str,
-    uri: str,
-    etag: str,
-    paths: list[str | None],
-    captions: list[str | None],
-    labels: list[str | None],
-) -> pa.RecordBatch:
-    rows = AssetRows()
-    for row, (path, caption, label) in enumerate(zip(paths, captions, labels), start=base):
-        kind = _type_of_path(path) or column.media_type
-        member = f"{printable(column.name)}[{row}]"
-        rows.add(
-            uri,
-            kind,
-            None,
-            f"{etag}@{row}",
-            member=member,
-            container=container,
-            offset=row,
-            caption=caption,
-            label=label,
-        )
-    return rows.take()
+def _open_table(
+    schema: pa.Schema, path: str, uri: str, container: str, etag: str, options: ListingOptions, tally: Tally
+) -> _Table | None:
+    column = media_column(schema, options.column, path)
+    if column is None:
+        tally.skip("table without a column of media")
+        tally.note(path, f"has no column of media; `column` names one of {column_names(schema)}")
+        return None
+    found = leaves(schema)
+    annotations = []
+    for wanted in (options.caption_column, options.label_column):
+        leaf = find_leaf(found, wanted) if wanted is not None else None
+        if wanted is not None and leaf is None:
+            raise UsageError(f"{path} has no column {wanted!r}; it has {column_names(schema)}")
+        annotations.append(leaf)
+    return _Table(uri, container, etag, column, *annotations)
+
+
+# -- reading -----------------------------------------------------------------------------------------------------------
+
+
+def parquet_path(parquet: pq.ParquetFile, leaf: Leaf) -> str:
+    """Parquet's own name of a leaf (`images.list.element.bytes`), by which it alone is read."""
+    return parquet.schema.column(leaf.number).path
+
+
+def _parquet_batches(parquet: pq.ParquetFile, table: _Table) -> Iterator[pa.RecordBatch]:
+    """Batches of what is needed. The bytes are among it only in row groups whose statistics leave open if some are null."""
+    media = table.column.leaf
+    for group in range(parquet.metadata.num_row_groups):
+        count = parquet.metadata.row_group(group).num_rows
+        needed, rows = table.needed, BATCH_ROWS
+        if table.column.holds == "bytes" and _must_look(parquet.metadata.row_group(group), table.column):
+            needed, rows = [*needed, media], _LOOK_ROWS
+        if needed:
+            columns = [parquet_path(parquet, leaf) for leaf in needed]
+            yield from parquet.iter_batches(rows, row_groups=[group], columns=columns)
+        else:
+            yield from _bare_batches(count)
+
+
+def _must_look(group: Any, column: MediaColumn) -> bool:
+    if column.paths is None:
+        return column.leaf.lists > 0  # how long each list is
+    statistics = group.column(column.leaf.number).statistics
+    return statistics is None or not statistics.has_null_count or statistics.null_count > 0
+
+
+def _bare_batches(rows: int) -> Iterator[pa.RecordBatch]:
+    for start in range(0, rows, BATCH_ROWS):
+        nulls = pa.nulls(min(BATCH_ROWS, rows - start))
+        yield pa.RecordBatch.from_arrays([nulls], names=["vfm.row"])
+
+
+def _lance_batches(dataset: Any, table: _Table) -> Iterator[pa.RecordBatch]:
+    media, needed = table.column.leaf, table.needed
+    rows = BATCH_ROWS
+    columns: Any
+    if any(leaf.lists for leaf in (media, *needed)):
+        # Lance projects fields of structs, but none inside a list.
+        top = [media, *needed] if media.lists else needed
+        columns, rows = list(dict.fromkeys(leaf.steps[0] for leaf in top)), _LOOK_ROWS
+    else:
+        columns = {leaf.name: _expression(leaf) for leaf in needed}
+        if table.column.holds == "bytes" and table.column.paths is not None:
+            columns[_HAS_BYTES] = f"{_expression(media)} IS NOT NULL"
+    scanner = dataset.scanner(columns=columns, with_row_id=not columns, scan_in_order=True, batch_size=rows)
+    yield from scanner.to_batches()
+
+
+def _expression(leaf: Leaf) -> str:
+    return ".".join(f"`{step}`" for step in leaf.steps)
+
+
+# -- rows --------------------------------------------------------------------------------------------------------------
+
+
+def _list_rows(
+    batches: Iterable[pa.RecordBatch], table: _Table, tally: Tally
+) -> Iterator[pa.RecordBatch | list[PathRow]]:
+    base = 0
+    for batch in batches:
+        cells = _Cells(batch, table)
+        paths = cells.paths_instead()
+        if len(found := cells.byte_rows(base)):
+            yield found.take()
+        if paths:
+            yield paths
+        tally.skip("empty cell", cells.count - cells.given)
+        base += batch.num_rows
+
+
+class _Cells:
+    """The cells of one batch: a row's own, or the elements of its list."""
+
+    def __init__(self, batch: pa.RecordBatch, table: _Table) -> None:
+        self._table = table
+        column, there = table.column, {leaf.name for leaf in leaves(batch.schema)}
+        self._in_list: np.ndarray | None = None
+        self._paths: list[str | None] | None = None
+        self._has: np.ndarray | None = None
+        path = column.leaf if column.holds == "paths" else column.paths
+        if path is not None:
+            values, self._in_list = values_of(batch, path)
+            self._paths = texts_of(values, "surrogateescape")
+        if column.holds == "paths":
+            self._has = np.zeros(len(self._paths or ()), bool)
+        elif _HAS_BYTES in there:
+            self._has = batch.column(_HAS_BYTES).to_numpy(zero_copy_only=False)
+        elif column.leaf.name in there:
+            values, self._in_list = values_of(batch, column.leaf)
+            self._has = values.is_valid().to_numpy(zero_copy_only=False)
+        known = next((len(v) for v in (self._has, self._paths) if v is not None), batch.num_rows)
+        self.count, self.given = known, 0
+        self._rows = np.arange(known) if self._in_list is None else self._in_list
+        self._captions, self._labels = (self._annotations(batch, leaf) for leaf in (table.caption, table.label))
+
+    def byte_rows(self, base: int) -> AssetRows:
+        """Rows of the cells that hold bytes. base: number of the batch's first row."""
+        rows, table = AssetRows(), self._table
+        for at in range(self.count):
+            if self._has is not None and not self._has[at]:
+                continue
+            row = base + int(self._rows[at])
+            place = f"[{row}]"
+            if self._in_list is not None:
+                place += f"[{at - np.searchsorted(self._in_list, self._in_list[at])}]"
+            path = self._paths[at] if self._paths is not None else None
+            rows.add(
+                table.uri,
+                _type_of_path(path) or table.column.media_type,
+                None,
+                f"{table.etag}@{place[1:-1]}",
+                member=printable(table.column.leaf.name) + place,
+                container=table.container,
+                offset=row,
+                caption=self._captions[at],
+                label=self._labels[at],
+            )
+        self.given += len(rows)
+        return rows
+
+    def paths_instead(self) -> list[PathRow]:
+        """Paths of the cells that hold no bytes."""
+        if self._paths is None or self._has is None:
+            return []
+        cells = zip(self._paths, self._has, self._captions, self._labels)
+        found = [PathRow(path, caption, label) for path, has, caption, label in cells if path and not has]
+        self.given += len(found)
+        return found
+
+    def _annotations(self, batch: pa.RecordBatch, leaf: Leaf | None) -> list[str | None]:
+        """A text for each cell: its own where there is one an element, else its row's, of several the first."""
+        if leaf is None:
+            return [None] * self.count
+        values, rows = values_of(batch, leaf)
+        texts = texts_of(values, "replace")
+        if rows is None:
+            return [texts[row] for row in self._rows]
+        if self._in_list is not None and np.array_equal(rows, self._in_list):
+            return texts
+        first = dict(zip(rows[::-1].tolist(), texts[::-1]))
+        return [first.get(row) for row in self._rows.tolist()]
 
 
 def _type_of_path(path: str | None) -> str | None:
     ext = extension(posixpath.basename(path)) if path else ""
     return "image" if ext in IMAGE else "video" if ext in VIDEO else None
-
-
-def _leaves(schema: pa.Schema) -> Iterator[tuple[str, pa.DataType]]:
-    """Columns by name; the fields of a struct, such as a dataset's {bytes, path}, as `struct.field`."""
-    for f in schema:
-        if pa.types.is_struct(f.type):
-            for inner in f.type:
-                yield f"{f.name}.{inner.name}", inner.type
-        else:
-            yield f.name, f.type
-
-
-def _column(flat: dict[str, pa.DataType], name: str, schema: pa.Schema) -> TableColumn | None:
-    if name not in flat:
-        nested = [n for n in (f"{name}.bytes", f"{name}.path") if n in flat]
-        return _column(flat, nested[0], schema) if nested else None
-    if _is_text(flat[name]):
-        return TableColumn(name, "paths")
-    if not _is_bytes(flat[name]):
-        return None
-    beside = f"{name.rpartition('.')[0]}.path"
-    return TableColumn(name, "bytes", beside if beside in flat else None, _hint(schema, name) or _hint_by_name(name))
-
-
-def _is_bytes(type_: pa.DataType) -> bool:
-    return pa.types.is_binary(type_) or pa.types.is_large_binary(type_)
-
-
-def _is_text(type_: pa.DataType) -> bool:
-    return pa.types.is_string(type_) or pa.types.is_large_string(type_)
-
-
-def _hint(schema: pa.Schema, name: str) -> str | None:
-    """Media type that the `datasets` library wrote into the schema's metadata: {"info": {"features": {NAME: {"_type"}}}}."""
-    try:
-        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-        return {"Image": "image", "Video": "video"}.get(features[name.split(".")[0]]["_type"])
-    except (KeyError, TypeError, ValueError):
-        return None
-
-
-def _hint_by_name(name: str) -> str | None:
-    leaf = name.split(".")[0].lower()
-    if leaf in ("image", "images", "img") or leaf in IMAGE:
-        return "image"
-    return "video" if leaf == "video" or leaf in VIDEO else None
-
-
-def _values(batch: pa.RecordBatch, name: str | None) -> list[str | None]:
-    if name is None:
-        return [None] * batch.num_rows
-    outer, _, inner = name.partition(".")
-    if inner and name not in batch.schema.names:
-        column = pc.struct_field(batch.column(outer), inner)
-    else:
-        column = batch.column(name)
-    return [None if v is None else str(v) for v in column.to_pylist()]
-
-
-def _all_null(parquet: pq.ParquetFile, name: str) -> bool:
-    metadata = parquet.metadata
-    index = next((i for i in range(metadata.num_columns) if metadata.schema.column(i).path == name), None)
-    if index is None or not metadata.num_rows:
-        return False
-    for group in range(metadata.num_row_groups):
-        statistics = metadata.row_group(group).column(index).statistics
-        if statistics is None or statistics.null_count != metadata.row_group(group).num_rows:
-            return False
-    return True
-
-
-def _count_batches(rows: int) -> Iterator[pa.RecordBatch]:
-    for start in range(0, rows, BATCH_ROWS):
-        nulls = pa.nulls(min(BATCH_ROWS, rows - start))
-        yield pa.RecordBatch.from_arrays([nulls], names=["row"])

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipelines.ingest import ingest
 from pipelines.lake import Lake, verify_lake
+from pipelines.sources import ingest
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent

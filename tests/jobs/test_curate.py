@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from jobs.cli import main
-from pipelines import selections
+from pipelines.curation import selections
 from pipelines.curation.recipe import load_curation_recipe
 from tests.pipelines.curation.conftest import LakeBuilder, kinds, picture
 
@@ -55,7 +55,7 @@ def test_a_selection_that_cannot_be_reproduced_is_exit_code_3(lake, capsys):
     assert main(["curate", "--lake", lake.root, "--set", "sample.target=20"]) == 0
     manifest = selections.load_manifest(lake, "curated")
     manifest.recipe_yaml = manifest.recipe_yaml.replace("seed: 0", "seed: 1")
-    selections.write_file(lake, "curated.json", json.dumps(manifest.__dict__).encode())
+    selections.write_file(lake, "curated.g1.json", json.dumps(manifest.__dict__).encode())
     assert main(["curate", "--lake", lake.root, "--reproduce"]) == 3
     assert "came out differently" in capsys.readouterr().err
 
@@ -192,6 +192,6 @@ def test_the_kubernetes_manifest_runs_a_valid_curation_every_night_one_at_a_time
     assert words[words.index("--recipe") + 1] == mounts[0]["mountPath"] + "/curate.yaml"
     cron = by_kind["CronJob"]["spec"]
     assert cron["concurrencyPolicy"] == "Forbid"
-    from jobs.keeper import cron_trigger
+    from jobs.scheduler import cron_trigger
 
     cron_trigger(cron["schedule"], cron["timeZone"])

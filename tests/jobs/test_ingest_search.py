@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -66,6 +67,53 @@ def test_something_unreadable_is_exit_code_1_and_counted_last(folder, tmp_path, 
     out, err = capsys.readouterr()
     assert out.splitlines()[-1] == "1 unreadable: not ingested"
     assert "bad.tar: is no readable tar archive" in err
+
+
+def test_links_out_of_the_folder_are_refused_counted_and_taken_only_when_asked_for(folder, tmp_path, capsys):
+    """A downloaded folder must not make the machine's own files part of a lake that others browse."""
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "passwd").write_text("root:x:0:0")
+    (folder / "innocent.jpg").symlink_to(tmp_path / "other" / "passwd")
+    (folder / "esc\x1b[31m.png").symlink_to("/proc/self/environ")
+    assert main(["ingest", str(folder), "--lake", str(tmp_path / "lake")]) == 1
+    out, err = capsys.readouterr()
+    assert "2 refused (outside its source), 0 unreadable" in out
+    assert out.splitlines()[-1] == "2 refused: not ingested"
+    assert f"innocent.jpg: leads out of {folder}, to {tmp_path}/other/passwd; --allow-outside takes it" in err
+    assert "\x1b" not in out + err
+    uris = Lake.open(tmp_path / "lake").read("assets")["uri"].to_pylist()
+    assert sorted(map(os.path.basename, uris)) == [f"{i}.jpg" for i in range(6)]
+    (folder / "esc\x1b[31m.png").unlink()
+    assert main(["ingest", str(folder), "--lake", str(tmp_path / "lake"), "--allow-outside", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["added"], facts["refused"]) == (1, {})
+
+
+def test_a_source_of_nothing_but_refused_links_is_exit_code_2_and_says_why(tmp_path, capsys):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "x.jpg").symlink_to("/etc/hostname")
+    assert main(["ingest", str(tmp_path / "in"), "--lake", str(tmp_path / "lake")]) == 2
+    assert "leads out of" in capsys.readouterr().err
+    assert not (tmp_path / "lake").exists()
+
+
+def test_pipes_and_hostile_rows_cost_themselves(folder, tmp_path, capsys):
+    os.mkfifo(folder / "x.tar")
+    os.mkfifo(folder / "noname")
+    (folder / "list.lst").write_bytes(b"0.jpg\na\0b.jpg\n" + b"y" * 20_000 + b"\nx.tar\n\xff\xfe.jpg\n1.jpg\n")
+    assert main(["ingest", str(folder), "--lake", str(tmp_path / "lake"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["skipped"]["special file"] == 2
+    assert main(["ingest", f"@{folder}/list.lst", "--lake", str(tmp_path / "lake2"), "--json"]) == 1
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["added"], facts["unreadable"], len(facts["problems"])) == (2, 4, 4)
+
+
+def test_a_table_without_media_names_its_columns(folder, tmp_path, capsys):
+    pq.write_table(pa.table({"caption": ["x"], "score": [1.0]}), folder / "t.parquet")
+    assert main(["ingest", str(folder), "--lake", str(tmp_path / "lake")]) == 0
+    assert "t.parquet: has no column of media; --column names one of caption, score" in capsys.readouterr().err
+    assert main(["ingest", str(folder / "t.parquet"), "--lake", str(tmp_path / "lake2")]) == 2
+    assert "--column names one of caption, score" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""A schedule on a real, token-protected Ray cluster: it fires, the cluster curates, the keeper sees it end."""
+"""A schedule on a real, token-protected Ray cluster: it fires, the cluster curates, the scheduler sees it end."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import time
 
 import pytest
 
-from jobs.keeper import Schedule, ScheduleStore
-from pipelines import selections
+from jobs.scheduler import Schedule, ScheduleStore
+from pipelines.curation import selections
 from tests.jobs.test_cluster import ROOT, cluster  # noqa: F401 - a fixture
 from tests.pipelines.curation.conftest import LakeBuilder, kinds, picture
 
@@ -29,16 +29,16 @@ def test_a_due_schedule_is_curated_by_the_cluster_once_and_its_end_is_noted(clus
     # Due every hour, added two hours ago: two times were missed, one run is made up for.
     store.add(Schedule("nightly", "0 * * * *", "UTC", lake.root, "nightly", recipe, address), time.time() - 7200)
     command = [sys.executable, "-m", "jobs.schedule", "run", "--state", str(store.path)]
-    keeper = subprocess.Popen(command, env=env, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    scheduler = subprocess.Popen(command, env=env, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     said = []
     try:
-        for line in keeper.stdout:
+        for line in scheduler.stdout:
             said.append(line)
             if "is succeeded" in line or "is failed" in line or "refused" in line:
                 break
     finally:
-        keeper.terminate()
-        keeper.wait(60)
+        scheduler.terminate()
+        scheduler.wait(60)
     assert "is succeeded" in said[-1], [said, [r.message for r in store.runs()]]
     assert [r.status for r in store.runs()] == ["SUCCEEDED"]
     manifest = selections.load_manifest(lake, "nightly")

@@ -1,4 +1,4 @@
-"""Each case runs in a process of its own: a thread that took long turns keeps them."""
+"""Each case runs in a process of its own: a thread that was given batch scheduling keeps it."""
 
 import os
 import subprocess
@@ -6,13 +6,13 @@ import sys
 
 import pytest
 
-from vfm_ops.scheduling import TURN_MS
+from vfm_ops.scheduling import SLICE_MS
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "SCHED_BATCH"), reason="the kernel has no batch scheduling")
 
 # Whatever was inherited from pytest.
 NORMAL = "import os; os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))\n"
-TAKE = "from vfm_ops.scheduling import take_long_turns; take_long_turns()\n"
+TAKE = "from vfm_ops.scheduling import use_batch_scheduling; use_batch_scheduling()\n"
 
 
 def run(code: str) -> list[str]:
@@ -26,14 +26,14 @@ def test_a_process_inherits_the_long_turns_of_the_thread_that_starts_it():
     assert policy == str(os.SCHED_BATCH)
     slices = [line.split(":")[1] for line in facts if line.startswith("se.slice")]
     if slices:  # Linux 6.12 and newer
-        assert int(slices[0]) == TURN_MS * 1e6
+        assert int(slices[0]) == SLICE_MS * 1e6
 
 
 def test_threads_that_run_already_are_left_alone():
     code = (
         "from concurrent.futures import ThreadPoolExecutor\n"
-        "from vfm_ops.scheduling import take_long_turns\n"
-        "ThreadPoolExecutor(1).submit(take_long_turns).result()\n"
+        "from vfm_ops.scheduling import use_batch_scheduling\n"
+        "ThreadPoolExecutor(1).submit(use_batch_scheduling).result()\n"
         "print(os.sched_getscheduler(0))"
     )
     assert run(code) == [str(os.SCHED_OTHER)]

@@ -1,4 +1,7 @@
-"""Duplicate groups: connected components of a pair graph, and which one of each group to keep."""
+"""Groups of items that are equal, or joined by pairs: connected components, and which one of each group to keep.
+
+For what is transitive only, such as equal bytes. Near-duplicates are not: see `representatives`.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from vfm_ops.curate.representatives import preference_order
 from vfm_ops.errors import UsageError
 
 
@@ -37,24 +41,14 @@ def connected_components(pairs: Iterable[tuple[np.ndarray, ...]], n: int) -> np.
     return root_N
 
 
-def keep_one(component_N: np.ndarray, preference: Sequence[tuple[np.ndarray, str]] = ()) -> np.ndarray:
-    """The item kept in place of each item: int64 (n,); an item is kept where it names itself.
+def keep_one(group_N: np.ndarray, preference: Sequence[tuple[np.ndarray, str]] = ()) -> np.ndarray:
+    """The item kept in place of each item of a group: int64 (n,); an item is kept where it names itself.
 
-    component_N: as from `connected_components`. preference: columns in order of weight, each with 'max' or 'min', for
-    instance [(pixels, "max"), (sharpness, "max"), (age, "min")]; NaN ranks last. Ties go to the smallest item number.
+    group_N: a number a group, such as `exact_groups` gives. preference: as for `preference_order`.
     """
-    keys: list[np.ndarray] = [np.arange(len(component_N))]
-    for column_N, way in reversed(list(preference)):
-        if way not in ("max", "min"):
-            raise UsageError(f"a preference must say 'max' or 'min', not {way!r}")
-        column_N = np.asarray(column_N, np.float64)
-        if column_N.shape != component_N.shape:
-            raise UsageError(f"a preference column has shape {column_N.shape}, but there are {len(component_N)} items")
-        keys.append(-column_N if way == "max" else column_N)
-    keys.append(component_N)
-    order = np.lexsort(keys)
-    first = np.flatnonzero(np.diff(component_N[order], prepend=-1))
+    order = np.lexsort([preference_order(len(group_N), preference), group_N])
+    first = np.flatnonzero(np.diff(group_N[order], prepend=-1))
     best = np.repeat(order[first], np.diff(np.append(first, len(order))))
-    kept_N = np.empty(len(component_N), np.int64)
+    kept_N = np.empty(len(group_N), np.int64)
     kept_N[order] = best
     return kept_N

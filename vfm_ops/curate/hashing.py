@@ -2,6 +2,9 @@
 
 Multi-index hashing (Norouzi et al. 2012): cut 64 bits into m chunks. Two hashes that differ in at most r bits differ in
 at most r // m bits in some chunk (pigeonhole), so it is enough to look among the equal and nearly equal chunks.
+
+Half of a hash's bits are set, as a median splits the coefficients; where they tie, in a flat picture of any colour, few
+are. Such a hash tells nothing, and equals that of every other flat picture: it is left out of every search.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import numpy as np
 from vfm_ops.errors import UsageError
 
 _BATCH = 1 << 20
+_LEAST_BITS = 16
 
 
 class HashPairs(NamedTuple):
@@ -36,8 +40,13 @@ def hamming(a_N: np.ndarray, b_N: np.ndarray) -> np.ndarray:
     return np.bitwise_count(np.asarray(a_N, np.uint64) ^ np.asarray(b_N, np.uint64))
 
 
+def telling(hashes: np.ndarray) -> np.ndarray:
+    """Which hashes, uint64 (...), are of a picture that has something to see: bool (...)."""
+    return np.asarray(np.bitwise_count(np.asarray(hashes, np.uint64)) >= _LEAST_BITS)
+
+
 def hash_pairs(hashes: np.ndarray, radius: int) -> Iterator[HashPairs]:
-    """Streams all pairs of hashes at most `radius` bits apart, each once; complete.
+    """Streams all pairs of telling hashes at most `radius` bits apart, each once; complete.
 
     hashes: uint64 (N,), or (N, V) with V variants of an item (the eight dihedral views: rotation- and flip-aware), in
     which case a pair's distance is the least over the views of one against the first view of the other, either way.
@@ -80,7 +89,8 @@ def _nearest_of_each(found: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> 
 
 
 def match_hashes(query: np.ndarray, reference: np.ndarray, radius: int) -> HashPairs:
-    """All (query, reference) pairs at most `radius` bits apart: i numbers queries, j references; sorted, each once.
+    """All (query, reference) pairs of telling hashes at most `radius` bits apart, sorted, each once: i numbers queries, j
+    references.
 
     query: uint64 (N,). reference: uint64 (M,) or (M, V) with V views of an item.
     """
@@ -95,6 +105,8 @@ def _probe(left_N: np.ndarray, right_M: np.ndarray, radius: int) -> Iterator[tup
 
     A pair is reported by the first chunk in which its two hashes are near enough, and by no later one.
     """
+    left_rows, right_rows = np.flatnonzero(telling(left_N)), np.flatnonzero(telling(right_M))
+    left_N, right_M = left_N[left_rows], right_M[right_rows]
     bounds = _chunk_bounds(4 if radius >= 4 else radius + 1)
     allowed = radius // len(bounds)
     for turn, (low, width) in enumerate(bounds):
@@ -112,7 +124,7 @@ def _probe(left_N: np.ndarray, right_M: np.ndarray, radius: int) -> Iterator[tup
                 for earlier in bounds[:turn]:
                     near &= np.bitwise_count(_chunk(difference, *earlier)) > allowed
                 if near.any():
-                    yield rows[near], columns[near], np.bitwise_count(difference[near])
+                    yield left_rows[rows[near]], right_rows[columns[near]], np.bitwise_count(difference[near])
 
 
 def _chunk(hashes: np.ndarray, low: int, width: int) -> np.ndarray:

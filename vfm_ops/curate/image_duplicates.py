@@ -13,7 +13,7 @@ import numpy as np
 
 from vfm_ops.curate.kmeans import available_cores
 from vfm_ops.curate.neighbours import NeighbourOptions, Pairs, near_duplicate_pairs
-from vfm_ops.curate.verify import COPY_SCORE, same_picture_score, small_gray
+from vfm_ops.curate.verify import COPY_SCORE, same_picture_score, small_picture
 from vfm_ops.errors import UsageError
 
 
@@ -55,7 +55,7 @@ def image_duplicates(
         candidates = strongest_pairs(joined, n, per_item) if len(joined.i) > 4 * n * per_item else joined
     candidates = strongest_pairs(candidates, n, per_item)
     picture = images if callable(images) else images.__getitem__
-    small = {int(row): small_gray(picture(int(row))) for row in np.unique(np.concatenate(candidates[:2]))}
+    small = {int(row): small_picture(picture(int(row))) for row in np.unique(np.concatenate(candidates[:2]))}
 
     def agrees(pair: tuple[int, int]) -> bool:
         return same_picture_score(small[pair[0]], small[pair[1]]) >= score

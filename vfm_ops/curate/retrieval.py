@@ -99,8 +99,15 @@ def rows_within(
     """All (row, query, cosine) with cosine >= threshold, by row, then query: int64, int64, float32."""
     check_vectors(query_QD, "cosine")
     found = run_step(map_blocks, WITHIN, _Search(normalised(query_QD), 0, threshold)) or []
+    return sorted_pairs(found)
+
+
+def sorted_pairs(
+    found: list[tuple[np.ndarray, np.ndarray, np.ndarray]],
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Parts of (first, second, cosine) as one, by the first, then the second: int64, int64, float32 (N,) each."""
     if not found:
         return np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.float32)
-    row, query, cosine = (np.concatenate(column) for column in zip(*found, strict=True))
-    order = np.lexsort((query, row))
-    return row[order], query[order], cosine[order]
+    first, second, cosine = (np.concatenate(column) for column in zip(*found, strict=True))
+    order = np.lexsort((second, first))
+    return first[order], second[order], cosine[order]

@@ -25,9 +25,18 @@ class Redundancy(NamedTuple):
 
 
 def cluster_redundancy(
-    x_ND: np.ndarray, label_N: np.ndarray, centroids_KD: np.ndarray, *, keep: str = "far", seed: int = 0
+    x_ND: np.ndarray,
+    label_N: np.ndarray,
+    centroids_KD: np.ndarray,
+    *,
+    keep: str = "far",
+    seed: int = 0,
+    dropped_above: float | None = None,
 ) -> Redundancy:
     """SemDeDup (Abbas et al. 2023, section 3.2): how much of each row its own cluster says already.
+
+    dropped_above: rows with a higher cosine will be dropped, so that they are nobody's twin: a row is compared with those
+    before it that stay. None is the paper's way, where a row may go for one that went itself.
 
     keep: which rows rank first in a cluster and so are kept: 'far' from the centroid (the paper's choice: the least
     typical), 'near', or 'random'. Drop the rows whose cosine reaches 1 - epsilon: `semantic_duplicates` does.
@@ -47,14 +56,27 @@ def cluster_redundancy(
         rank = {"far": typical, "near": -typical, "random": row_uniform(rows, seed)}[keep]
         first = np.lexsort((rows, rank))
         rows, members_ND = rows[first], members_ND[first]
+        gone = np.zeros(len(rows), bool)
         for low in range(0, len(rows), 1024):
             score = members_ND[low : low + 1024] @ members_ND[: low + 1024].T
             score[np.arange(len(score))[:, None] + low <= np.arange(score.shape[1])] = -1.0
+            if dropped_above is not None:
+                _leave_out_dropped(score, gone, low, dropped_above)
             best = score.argmax(axis=1)
             part = rows[low : low + 1024]
             cosine_N[part] = score[np.arange(len(score)), best]
             twin_N[part] = np.where(cosine_N[part] > -1.0, rows[best], -1)
     return Redundancy(cosine_N, twin_N)
+
+
+def _leave_out_dropped(score: np.ndarray, gone: np.ndarray, low: int, limit: float) -> None:
+    """Sets the columns of dropped rows to -1, row after row: whether one is dropped hangs on those before it. score: of
+    rows low, low + 1, ... to all up to the last of them; gone, bool, of all rows, is filled in."""
+    score[:, gone[: score.shape[1]]] = -1.0
+    for place in np.flatnonzero(score.max(axis=1) > limit):
+        if score[place].max() > limit:
+            gone[low + place] = True
+            score[place + 1 :, low + place] = -1.0
 
 
 def semantic_duplicates(redundancy: Redundancy, epsilon: float) -> np.ndarray:

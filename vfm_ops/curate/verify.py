@@ -2,14 +2,19 @@
 
 An embedding says that two pictures are alike; this says whether they are one picture, cropped, turned a little, flipped,
 re-encoded or written on. Alignment: affine, by enhanced correlation (Evangelidis & Psarakis 2008; blind to brightness and
-contrast), from a few starts. Score: the typical agreement of the pieces of the overlap, in structure and in tone, so that
-a text overlay or a logo spoils some pieces but not the score.
+contrast), from a few starts; where none of them leads anywhere, from the similarity that matched ORB features agree on
+(Rublee et al. 2011; RANSAC), which may turn by any angle. Score: the typical agreement of the pieces of the overlap, in
+structure and in tone, so that a text overlay or a logo spoils some pieces but not the score. Colours must agree as well.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import cv2
 import numpy as np
+
+from vfm_ops.curate.looks import same_colours
 
 SIDE = 96
 _CELL = 12
@@ -19,6 +24,38 @@ _STRETCH = 1.03
 """Copies keep their proportions; two shirts that fit after stretching are two shirts."""
 
 
+Aspects = tuple[float, float]
+_FEATURES, _FEATURE_SIDE, _LEAST_INLIERS = 200, 256, 10
+
+
+_TURNED_MARGIN = 3
+"""A turned picture meets its filling, black or white, along its edges, and shrinking mixes the two."""
+_TURN_DEGREES, _TURN_LOSS = 8.0, 0.045
+"""What resampling along other axes costs the score of a true copy. Two shots of one scene, which score as high, are not
+turned against each other by that much."""
+
+
+@dataclass(frozen=True)
+class SmallPicture:
+    """A picture as it is compared. gray: float32 (96, 96), see `small_gray`. rgb: uint8 (96, 96, 3). aspect: width over
+    height of the picture. points float32 (F, 2), in pixels of gray, and descriptors uint8 (F, 32): its ORB features."""
+
+    gray: np.ndarray
+    rgb: np.ndarray
+    aspect: float
+    points: np.ndarray
+    descriptors: np.ndarray
+
+
+def small_picture(image: np.ndarray) -> SmallPicture:
+    """image: uint8 RGB (h, w, 3) or gray (h, w)."""
+    rgb = image if image.ndim == 3 else cv2.cvtColor(image, cv2.COLOR_GRAY2RGB)
+    height, width = rgb.shape[:2]
+    points, descriptors = _features(cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY))
+    small = cv2.resize(rgb, (SIDE, SIDE), interpolation=cv2.INTER_AREA)
+    return SmallPicture(small_gray(image), small, width / height, points, descriptors)
+
+
 def small_gray(image: np.ndarray) -> np.ndarray:
     """float32 (96, 96) luma, lightly smoothed. image: uint8 RGB (h, w, 3) or gray (h, w)."""
     gray = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) if image.ndim == 3 else image
@@ -26,17 +63,68 @@ def small_gray(image: np.ndarray) -> np.ndarray:
     return cv2.GaussianBlur(small.astype(np.float32), (0, 0), 0.8)
 
 
-def same_picture_score(a: np.ndarray, b: np.ndarray) -> float:
+def _features(gray: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """ORB features of a picture whose longer side becomes 256 pixels: points in pixels of `small_gray`, descriptors."""
+    scale = _FEATURE_SIDE / max(gray.shape)
+    size = (max(8, round(gray.shape[1] * scale)), max(8, round(gray.shape[0] * scale)))
+    shown = cv2.resize(gray, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+    found, descriptors = cv2.ORB_create(_FEATURES).detectAndCompute(shown, None)  # type: ignore[attr-defined]
+    if descriptors is None:
+        return np.zeros((0, 2), np.float32), np.zeros((0, 32), np.uint8)
+    points = (np.array([f.pt for f in found], np.float32) + 0.5) * SIDE / np.array(size, np.float32) - 0.5
+    return points.astype(np.float32), descriptors
+
+
+def same_picture_score(a: SmallPicture, b: SmallPicture) -> float:
     """Agreement of two pictures after alignment, -1 to 1; a copy of one another from about `COPY_SCORE` on.
 
-    a, b: as from `small_gray`. Symmetric up to interpolation. Returns -1 where no alignment is found.
+    Symmetric up to interpolation. Returns -1 where no alignment is found, or where one is but the colours are others.
     """
     best = -1.0
-    for moving, start in _ranked_starts(a, b)[:2]:
-        best = max(best, _aligned_score(a, moving, start))
+    for moving, start in _ranked_starts(a.gray, b.gray)[:2]:
+        score, warp = _aligned_score(a.gray, moving, start, (a.aspect, b.aspect))
+        best = max(best, score)
         if best >= COPY_SCORE:
-            break
+            mirrored = moving is not b.gray
+            return best if _colours_agree(a.rgb, b.rgb[:, ::-1] if mirrored else b.rgb, warp) else -1.0
+    turned = _feature_start(a, b)
+    # What is not turned the starts above would have found: repeated windows of one wall agree in features as well.
+    if turned is not None and _degrees(turned) > _TURN_DEGREES:
+        score, warp = _aligned_score(a.gray, b.gray, turned, (a.aspect, b.aspect), _TURNED_MARGIN)
+        best = max(best, min(1.0, score + _TURN_LOSS) if _degrees(warp) > _TURN_DEGREES else score)
+        if best >= COPY_SCORE and not _colours_agree(a.rgb, b.rgb, warp):
+            return -1.0
     return best
+
+
+def _degrees(warp: np.ndarray) -> float:
+    return abs(float(np.degrees(np.arctan2(warp[1, 0], warp[0, 0]))))
+
+
+def _feature_start(a: SmallPicture, b: SmallPicture) -> np.ndarray | None:
+    """The warp that matched features agree on: a turn, a scale and a shift of the picture as it was before it was squeezed
+    into a square. None where too few agree."""
+    if min(len(a.points), len(b.points)) < _LEAST_INLIERS:
+        return None
+    matches = cv2.BFMatcher(cv2.NORM_HAMMING, crossCheck=True).match(a.descriptors, b.descriptors)
+    if len(matches) < _LEAST_INLIERS:
+        return None
+    squeeze_a, squeeze_b = (np.array([picture.aspect, 1.0], np.float32) for picture in (a, b))
+    from_a = a.points[[m.queryIdx for m in matches]] * squeeze_a
+    to_b = b.points[[m.trainIdx for m in matches]] * squeeze_b
+    # The generator is OpenCV's own and starts anew in each call: the same pair has the same warp.
+    warp, inliers = cv2.estimateAffinePartial2D(from_a, to_b, ransacReprojThreshold=2.5, maxIters=500)
+    if warp is None or int(inliers.sum()) < _LEAST_INLIERS:
+        return None
+    linear = warp[:, :2] * squeeze_a / squeeze_b[:, None]
+    return np.concatenate([linear, warp[:, 2:] / squeeze_b[:, None]], axis=1).astype(np.float32)
+
+
+def _colours_agree(a: np.ndarray, b: np.ndarray, warp: np.ndarray) -> bool:
+    moved = cv2.warpAffine(np.ascontiguousarray(b), warp, (SIDE, SIDE), flags=_INVERSE)
+    inside = cv2.warpAffine(np.ones((SIDE, SIDE), np.float32), warp, (SIDE, SIDE), flags=_INVERSE)[::4, ::4] > 0.999
+    smooth = [cv2.blur(image, (5, 5))[::4, ::4][inside].astype(np.float32) for image in (a, moved)]
+    return same_colours(*smooth)
 
 
 def _start(scale: float, x: float, y: float) -> np.ndarray:
@@ -63,9 +151,12 @@ def _ranked_starts(a: np.ndarray, b: np.ndarray) -> list[tuple[np.ndarray, np.nd
     return [(moving, start) for _, moving, start in sorted(ranked, key=lambda entry: -entry[0])]
 
 
-def _aligned_score(a: np.ndarray, b: np.ndarray, start: np.ndarray) -> float:
-    """Agreement under the start itself (an overlay pulls the alignment away from it) and under its refinements."""
-    best = _score_under(start, a, b)
+def _aligned_score(
+    a: np.ndarray, b: np.ndarray, start: np.ndarray, aspects: Aspects, margin: int = 0
+) -> tuple[float, np.ndarray]:
+    """Agreement under the start itself (an overlay pulls the alignment away from it) and under its refinements; the best, and
+    its warp."""
+    best, warp_of_best = _score_under(start, a, b, aspects, margin), start
     for motion in (cv2.MOTION_AFFINE, cv2.MOTION_EUCLIDEAN):
         if best >= COPY_SCORE:
             break
@@ -75,21 +166,34 @@ def _aligned_score(a: np.ndarray, b: np.ndarray, start: np.ndarray) -> float:
         except cv2.error:
             # ECC gives up on pictures that don't correlate: no alignment, no copy.
             break
-        score = _score_under(warp, a, b)
-        best = max(best, score)
+        score = _score_under(warp, a, b, aspects, margin)
+        if score > best:
+            best, warp_of_best = score, warp
         if score > -1.0:
             # Proportions are kept: a stiffer alignment has nothing to mend.
             break
-    return best
+    return best, warp_of_best
 
 
-def _score_under(warp: np.ndarray, a: np.ndarray, b: np.ndarray) -> float:
-    long, short = np.linalg.svd(warp[:, :2], compute_uv=False)
-    if long > 1.6 or short < 0.6 or long / short > _STRETCH:
+def _score_under(warp: np.ndarray, a: np.ndarray, b: np.ndarray, aspects: Aspects, margin: int = 0) -> float:
+    """margin: pixels at the edges of both that do not count."""
+    if not _plausible(warp, aspects):
         return -1.0
     moved = cv2.warpAffine(b, warp, (SIDE, SIDE), flags=_INVERSE)
-    inside = cv2.warpAffine(np.ones_like(b), warp, (SIDE, SIDE), flags=_INVERSE) > 0.999
-    return _local_agreement(a, moved, inside)
+    inner = np.pad(np.ones((SIDE - 2 * margin, SIDE - 2 * margin), np.float32), margin)
+    inside = cv2.warpAffine(inner, warp, (SIDE, SIDE), flags=_INVERSE) > 0.999
+    return _local_agreement(a, moved, inside & (inner > 0.0))
+
+
+def _plausible(warp: np.ndarray, aspects: Aspects) -> bool:
+    """Whether a warp keeps proportions, and shows between 0.6 and 1.6 of a side: those of the squares that both pictures are
+    squeezed into, or those of the pictures as they were (a turn of an oblong picture is none of its square)."""
+    long, short = np.linalg.svd(warp[:, :2], compute_uv=False)
+    if long <= _STRETCH * short:
+        return bool(long <= 1.6 and short >= 0.6)
+    widths_a, widths_b = np.array([aspects[0], 1.0]), np.array([aspects[1], 1.0])
+    true_long, true_short = np.linalg.svd(warp[:, :2] * widths_b[:, None] / widths_a, compute_uv=False)
+    return bool(true_long <= _STRETCH * true_short and 0.6 <= np.sqrt(long * short) <= 1.6)
 
 
 def _local_agreement(a: np.ndarray, b: np.ndarray, inside: np.ndarray) -> float:

@@ -5,6 +5,7 @@ for the offset t - s (a Hough transform with slope 1); along each well-voted off
 Frames match by content and vote by time, so frame rates may differ and frames may be missing. Slow scenes match at
 many offsets: closer matches weigh more, and what a frame can give is shared among all that it matches. A run found
 so grows while frames at its offset still match at twice the distance: in fast motion the two samplings see less alike.
+A run says that two videos share a stretch; `shown_in` says which of its frames the other video does show.
 """
 
 from __future__ import annotations
@@ -15,12 +16,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vfm_ops.curate.hashing import hamming, hash_pairs
+from vfm_ops.curate.hashing import hamming, hash_pairs, telling
 from vfm_ops.curate.kernels import normalised
 from vfm_ops.curate.neighbours import NeighbourOptions, near_duplicate_pairs
 from vfm_ops.errors import UsageError
-
-_FLAT_BITS = 16
 
 
 @dataclass(frozen=True)
@@ -105,6 +104,32 @@ def find_video_copies(videos: Sequence[VideoFrames], options: CopyOptions | None
     return segments
 
 
+def shown_in(
+    frames: VideoFrames, other: VideoFrames, span: tuple[float, float], other_span: tuple[float, float], radius: int
+) -> np.ndarray:
+    """For each frame the frame of another video that shows the same, -1 where none does: int64 (F,).
+
+    span, other_span: seconds of the two videos that a copy segment joins. Shown: within a sampling step of the same
+    moment, by telling hashes at most `radius` bits apart, the nearest of them. Both videos need hashes, uint64 (F,).
+    """
+    found_F = np.full(len(frames.pts_s), -1)
+    if frames.hashes is None or other.hashes is None:
+        raise UsageError("frames are matched by hashes, which a video lacks")
+    inside = (frames.pts_s >= span[0] - 1e-6) & (frames.pts_s <= span[1] + 1e-6) & telling(frames.hashes)
+    able = np.flatnonzero(
+        (other.pts_s >= other_span[0] - 1e-6) & (other.pts_s <= other_span[1] + 1e-6) & telling(other.hashes)
+    )
+    reach = max(0.25, _spacing(other.pts_s), _spacing(frames.pts_s)) + 1e-6
+    offset = ((other_span[0] - span[0]) + (other_span[1] - span[1])) / 2.0
+    for frame in np.flatnonzero(inside):
+        near = able[np.abs(other.pts_s[able] - frames.pts_s[frame] - offset) <= reach]
+        if len(near):
+            bits = hamming(other.hashes[near], frames.hashes[frame])
+            if bits.min() <= radius:
+                found_F[frame] = near[bits.argmin()]
+    return found_F
+
+
 def _check(number: int, video: VideoFrames) -> None:
     if video.hashes is None and video.embeddings is None:
         raise UsageError(f"video {number} has neither frame hashes nor embeddings to compare")
@@ -138,12 +163,7 @@ def _frame_matches(
 
 
 def _hash_matches(hashes: np.ndarray, radius: int) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Matches between frames that have something to see: a flat picture's coefficients tie, and few bits are set."""
-    plain_F = hashes if hashes.ndim == 1 else hashes[:, 0]
-    telling = np.flatnonzero(np.bitwise_count(plain_F) >= _FLAT_BITS)
-    return [
-        (telling[p.i], telling[p.j], 0.5 ** p.distance.astype(np.float64)) for p in hash_pairs(hashes[telling], radius)
-    ]
+    return [(p.i, p.j, 0.5 ** p.distance.astype(np.float64)) for p in hash_pairs(hashes, radius)]
 
 
 def _runs(

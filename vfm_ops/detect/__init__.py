@@ -4,7 +4,7 @@
 OmDet-Turbo (transformers' models) and YOLO-World (a network of ours). Importing this package does not import torch.
 """
 
-from vfm_ops.detect.loading import FAMILIES, load_detector
+from vfm_ops.detect.loading import load_detector
 from vfm_ops.detect.types import Detections
 
-__all__ = ["FAMILIES", "Detections", "load_detector"]
+__all__ = ["Detections", "load_detector"]

@@ -5,37 +5,18 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar, Self
 
 import numpy as np
-import torch
 
 from vfm_ops.detect.postprocess import Candidates, merge, select
 from vfm_ops.detect.prompts import Prompts, check_threshold_names, prompts_per_image, threshold_of_each
 from vfm_ops.detect.types import Detections
 from vfm_ops.errors import UsageError
+from vfm_ops.models.checkpoint import Checkpoint
 
-PRECISIONS = ("auto", "exact", "bf16", "fp16")
-
-
-def pick_device(device: str) -> torch.device:
-    """'auto' is the first CUDA card, else the CPU. Raises UsageError for a device that this machine lacks."""
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise UsageError(f"device {device!r} was asked for, but torch sees no CUDA card here: use device='cpu'")
-    return torch.device(device)
-
-
-def pick_autocast(precision: str, device: torch.device) -> torch.dtype | None:
-    """The dtype to autocast to; None is float32. 'auto' lowers precision on a card only, where it pays."""
-    if precision not in PRECISIONS:
-        raise UsageError(f"precision {precision!r} is unknown: one of {', '.join(PRECISIONS)}")
-    if precision == "auto":
-        if device.type != "cuda":
-            return None
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-    return {"exact": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+if TYPE_CHECKING:
+    import torch
 
 
 def check_image(image: np.ndarray, where: str) -> None:
@@ -51,7 +32,10 @@ class Detector(ABC):
     """Text prompts and images in, boxes out. Built by `vfm_ops.detect.load_detector`."""
 
     family: ClassVar[str]
+    # Least score where nobody asks for another, and where the authors (or their port) set it: the scales of the families'
+    # scores differ, so one number for all would drop what one finds and keep what another guesses.
     default_threshold: ClassVar[float]
+    threshold_source: ClassVar[str]
 
     def __init__(self, device: torch.device, autocast: torch.dtype | None, batch_size: int) -> None:
         if batch_size < 1:
@@ -59,6 +43,13 @@ class Detector(ABC):
         self.device = device
         self.autocast = autocast
         self.batch_size = batch_size
+
+    @classmethod
+    def from_checkpoint(
+        cls, checkpoint: Checkpoint, device: torch.device, autocast: torch.dtype | None, batch_size: int
+    ) -> Self:
+        """The detector of a checkpoint; a family whose weights are no folder of transformers has its own."""
+        return cls(checkpoint.folder, device, autocast, batch_size)  # type: ignore[arg-type, call-arg]
 
     def detect(
         self,
@@ -95,6 +86,8 @@ class Detector(ABC):
 
     def _all_passes(self, images: list[np.ndarray], vocabularies: list[list[str]]) -> list[Candidates]:
         """Run the k-th part of every image's vocabulary as one batch; images with shorter vocabularies drop out."""
+        import torch
+
         parts = [self._vocabulary_parts(own) for own in vocabularies]
         found: list[list[Candidates]] = [[] for _ in images]
         for k in range(max(len(p) for p in parts)):
@@ -110,6 +103,8 @@ class Detector(ABC):
 
     @contextmanager
     def _inference(self) -> Iterator[None]:
+        import torch
+
         enabled = self.autocast is not None
         with torch.inference_mode(), torch.autocast(self.device.type, dtype=self.autocast, enabled=enabled):
             yield

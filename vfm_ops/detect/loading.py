@@ -2,37 +2,23 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vfm_ops.errors import UsageError
-from vfm_ops.models import DETECT_FAMILIES as FAMILIES
+from vfm_ops.detect.family import DetectorFamily
+from vfm_ops.models.registry import families, parse_spec
+from vfm_ops.models.resolve import find_checkpoint
+from vfm_ops.torch_state import keeps_torch_state
 
 if TYPE_CHECKING:
     from vfm_ops.detect.base import Detector
 
-FAMILY_OF_MODEL_TYPE = {
-    "grounding-dino": "grounding-dino",
-    "owlvit": "owlvit",
-    "owlv2": "owlv2",
-    "omdet-turbo": "omdet-turbo",
-}
+
+def detector_classes() -> dict[str, type[Detector]]:
+    """The class of every family of detectors; imports their libraries, loads nothing."""
+    return {f.name: f.detector() for f in families("detect") if isinstance(f, DetectorFamily)}
 
 
-def find_weights(spec: str) -> tuple[str, Path]:
-    """Family, and the folder or file of the weights, of a detector's spec; nothing is loaded. Errors: see `load_detector`."""
-    family, colon, name = spec.partition(":")
-    if family not in FAMILIES or not colon or not name:
-        raise UsageError(f"detector {spec!r} is unknown: write FAMILY:NAME-OR-PATH with one of {', '.join(FAMILIES)}")
-    if family == "yolo-world":
-        from vfm_ops.detect.yolo_world import checkpoint
-
-        return family, checkpoint.find_weights(name)
-    from vfm_ops.detect.checkpoints import find_checkpoint
-
-    return family, find_checkpoint(family, name, family, FAMILY_OF_MODEL_TYPE)
-
-
+@keeps_torch_state()
 def load_detector(spec: str, *, device: str = "auto", precision: str = "auto", batch_size: int = 8) -> Detector:
     """Load a detector by its spec, `family:name-or-path`.
 
@@ -43,24 +29,13 @@ def load_detector(spec: str, *, device: str = "auto", precision: str = "auto", b
     Raises UsageError for an unknown family or a checkpoint of another architecture, WeightsUnavailable when the weights
     are neither on disk nor to be had.
     """
-    family, weights = find_weights(spec)
+    family, _ = parse_spec(spec, "detect")
+    checkpoint = find_checkpoint(spec, "detect")
+    assert isinstance(family, DetectorFamily)
 
-    from vfm_ops.detect.base import pick_autocast, pick_device
+    import torch
 
-    where = pick_device(device)
-    autocast = pick_autocast(precision, where)
-    if family == "yolo-world":
-        from vfm_ops.detect.yolo_world.detector import YoloWorld
+    from vfm_ops.models.device import autocast_dtype, resolve_device
 
-        return YoloWorld.from_weights(weights, where, autocast, batch_size)
-    if family == "grounding-dino":
-        from vfm_ops.detect.grounding_dino import GroundingDino
-
-        return GroundingDino(weights, where, autocast, batch_size)
-    if family == "omdet-turbo":
-        from vfm_ops.detect.omdet_turbo import OmDetTurbo
-
-        return OmDetTurbo(weights, where, autocast, batch_size)
-    from vfm_ops.detect.owl import OwlV2, OwlVit
-
-    return (OwlV2 if family == "owlv2" else OwlVit)(weights, where, autocast, batch_size)
+    where = torch.device(resolve_device(device))
+    return family.detector().from_checkpoint(checkpoint, where, autocast_dtype(precision, where.type), batch_size)

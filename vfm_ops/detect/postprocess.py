@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torchvision.ops import batched_nms
 
 from vfm_ops.detect.types import Detections
 from vfm_ops.errors import VfmError
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass
@@ -23,6 +25,8 @@ class Candidates:
 
 def cxcywh_to_pixels(boxes_Q4: torch.Tensor, width: float, height: float) -> torch.Tensor:
     """Relative centre boxes in [0, 1] -> xyxy in pixels of a width x height frame; float (Q, 4)."""
+    import torch
+
     cx, cy, w, h = boxes_Q4.float().unbind(-1)
     corners = torch.stack([cx - 0.5 * w, cy - 0.5 * h, cx + 0.5 * w, cy + 0.5 * h], dim=-1)
     return corners * corners.new_tensor([width, height, width, height])
@@ -30,6 +34,8 @@ def cxcywh_to_pixels(boxes_Q4: torch.Tensor, width: float, height: float) -> tor
 
 def merge(passes: list[Candidates]) -> Candidates:
     """One set of candidates from the passes over parts of a long vocabulary."""
+    import torch
+
     if len(passes) == 1:
         return passes[0]
     return Candidates(*(torch.cat([getattr(p, f) for p in passes]) for f in ("boxes", "scores", "prompt")))
@@ -48,6 +54,9 @@ def select(
 
     size: (height, width) of the image. nms_iou: None switches NMS off. Raises VfmError when the model gave NaN.
     """
+    import torch
+    from torchvision.ops import batched_nms
+
     scores, boxes, prompt = found.scores.float(), found.boxes.float(), found.prompt
     if not bool(torch.isfinite(scores).all() and torch.isfinite(boxes).all()):
         raise VfmError("the detector's output holds NaN or infinity: the weights are damaged, or precision is too low")

@@ -14,23 +14,19 @@ from typing import Any
 
 import numpy as np
 
-from vfm_ops.cache import cache_root, digest_of, read_json, versions, write_once
-from vfm_ops.calibration import dead_leaves
-from vfm_ops.embed.checkpoint import Checkpoint, find_checkpoint
+from vfm_ops.embed.family import Tokenize, embedding_family
 from vfm_ops.embed.geometry import Geometry, Preprocess, geometry_of
 from vfm_ops.embed.naflex import pack
-from vfm_ops.embed.text import Tokenize, has_text_tower, text_length, tokenizer_of
+from vfm_ops.embed.text import has_text_tower, text_length, tokenizer_of
 from vfm_ops.errors import UsageError
 from vfm_ops.media.view import View
-from vfm_ops.runtime import (
-    Batch,
-    CompiledModule,
-    Precision,
-    RuntimeName,
-    compile_module,
-    remembered,
-    resolve_device,
-)
+from vfm_ops.models.cache import cache_root, digest_of, read_json, versions, write_once
+from vfm_ops.models.calibration import dead_leaves
+from vfm_ops.models.checkpoint import Checkpoint
+from vfm_ops.models.compiled import Batch, CompiledModule
+from vfm_ops.models.device import resolve_device
+from vfm_ops.models.resolve import find_checkpoint
+from vfm_ops.models.runtime import Precision, RuntimeName, compile_module, remembered
 
 Images = np.ndarray | Sequence[np.ndarray]
 TEXT_BATCH = 8
@@ -79,7 +75,7 @@ def load_embedder(
 ) -> Embedder:
     """An embedder for a model spec.
 
-    spec: `family:name-or-path` with a family of clip, siglip, openclip, timm, dinov2, vit-mae, beit, resnet, vit.
+    spec: `family:name-or-path` with a family that embeds; `vfm models` lists them.
     patch_tokens: also compute patch tokens. batch_size: static batch on a card (a CPU's is the runtime's own).
     preprocess: `exact` is the model's own Pillow filter; `fast` OpenCV's area filter with the same crop. Between the two,
         over 15 photographs with EfficientNet-Lite0: median cosine 0.994, least 0.989; vectors of the two are not mixed.
@@ -280,17 +276,24 @@ def _facts(checkpoint: Checkpoint, geometry: Geometry, tokens: bool) -> tuple[Pa
     `dim` and `token_dim` join them when a first compiled module has told it.
     """
     built = versions("torch", "timm", "transformers")
-    state = digest_of(checkpoint.fingerprint(), asdict(geometry.view), built, tokens)
+    state = digest_of(checkpoint.fingerprint(), asdict(geometry.view), built, tokens, *_pooling(checkpoint))
     path = cache_root() / "embedders" / f"{state}.json"
     known = read_json(path)
     if known is not None:
         return path, known
     return path, {
         "digest": checkpoint.digest(),
-        "architecture": digest_of(checkpoint.kind, sorted(checkpoint.config.items(), key=str)),
+        "architecture": digest_of(checkpoint.kind, sorted(checkpoint.config.items(), key=str), *_pooling(checkpoint)),
         "has_text": has_text_tower(checkpoint),
         "files": [str(p) for p in checkpoint.weights],
     }
+
+
+def _pooling(checkpoint: Checkpoint) -> list[str]:
+    """What tells converted graphs of one pooling from those of another; nothing where a family has had but one."""
+    family = embedding_family(checkpoint)
+    named = family.pooling(checkpoint) if family.pooling is not None else ""
+    return [named] if named else []
 
 
 def _image_tower(checkpoint: Checkpoint, geometry: Geometry, tokens: bool) -> Any:
@@ -322,5 +325,5 @@ def _image_key(facts: dict[str, Any], geometry: Geometry, tokens: bool) -> str:
 
 
 def _located(spec: str, preprocess: Preprocess) -> tuple[Checkpoint, Geometry]:
-    checkpoint = find_checkpoint(spec)
+    checkpoint = find_checkpoint(spec, "embed")
     return checkpoint, geometry_of(checkpoint, preprocess)

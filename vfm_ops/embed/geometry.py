@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, cast
 
-from vfm_ops.embed.checkpoint import Checkpoint
+from vfm_ops.embed.family import (
+    BICUBIC,
+    BILINEAR,
+    CLIP_MEAN,
+    CLIP_STD,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    LANCZOS,
+    Triple,
+    default_pixels,
+)
 from vfm_ops.errors import UsageError
 from vfm_ops.media.view import View
+from vfm_ops.models.checkpoint import Checkpoint, processor_settings
 
 Preprocess = Literal["fast", "exact"]
 Filter = Literal["bilinear", "bicubic", "lanczos"]
-Triple = tuple[float, float, float]
-HALF: Triple = (0.5, 0.5, 0.5)
-IMAGENET_MEAN: Triple = (0.485, 0.456, 0.406)
-IMAGENET_STD: Triple = (0.229, 0.224, 0.225)
-CLIP_MEAN: Triple = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD: Triple = (0.26862954, 0.26130258, 0.27577711)
-_PIL_NAME: dict[int, Filter] = {1: "lanczos", 2: "bilinear", 3: "bicubic"}
-# What a checkpoint without a preprocessor file was trained with, by model_type.
-_DEFAULT_COLOURS = {"clip": (CLIP_MEAN, CLIP_STD), "siglip": (HALF, HALF), "siglip2": (HALF, HALF), "vit": (HALF, HALF)}
-
-_DEFAULT_RESAMPLE = {"siglip2": 2, "vit": 2, "vit_mae": 2}  # Pillow's numbers; the others' processors say bicubic
+_PIL_NAME: dict[int, Filter] = {LANCZOS: "lanczos", BILINEAR: "bilinear", BICUBIC: "bicubic"}
 
 
 @dataclass(frozen=True)
@@ -90,13 +89,12 @@ def _of_openclip(checkpoint: Checkpoint, preprocess: Preprocess) -> Geometry:
 
 def _of_transformers(checkpoint: Checkpoint, preprocess: Preprocess) -> Geometry:
     config, settings = checkpoint.config, processor_settings(checkpoint.folder)
-    kind = str(config["model_type"])
-    mean, std = _DEFAULT_COLOURS.get(kind, (IMAGENET_MEAN, IMAGENET_STD))
-    mean, std = _triple(settings.get("image_mean"), mean), _triple(settings.get("image_std"), std)
+    pixels = default_pixels(checkpoint)
+    mean, std = _triple(settings.get("image_mean"), pixels.mean), _triple(settings.get("image_std"), pixels.std)
     vision = config.get("vision_config", config)
-    own = _PIL_NAME.get(settings.get("resample", _DEFAULT_RESAMPLE.get(kind, 3)), "bicubic")
+    own = _PIL_NAME.get(settings.get("resample", pixels.resample), "bicubic")
     interpolation = _filter(own, preprocess)
-    if kind == "siglip2":
+    if pixels.naflex:
         patch = int(settings.get("patch_size") or vision.get("patch_size") or 16)
         limit = int(settings.get("max_num_patches") or vision.get("num_patches") or 256)
         return Geometry(View(0, 0, "naflex", 1.0, interpolation, patch=patch, max_patches=limit), mean, std)
@@ -113,18 +111,6 @@ def _of_transformers(checkpoint: Checkpoint, preprocess: Preprocess) -> Geometry
         return Geometry(View(shortest, shortest, fit, pct, interpolation), mean, std)
     height, width = _height_width(resize, default) or (224, 224)
     return Geometry(View(height, width, "squash", 1.0, interpolation), mean, std)
-
-
-def processor_settings(folder: Path) -> dict[str, Any]:
-    """The image processor's settings: preprocessor_config.json, or its part of processor_config.json; {} without either."""
-    for name in ("preprocessor_config.json", "processor_config.json"):
-        if (folder / name).exists():
-            try:
-                value = json.loads((folder / name).read_text())
-            except ValueError as error:
-                raise UsageError(f"{folder / name} is not valid JSON ({error}): fetch it again") from error
-            return value.get("image_processor", value)
-    return {}
 
 
 def _height_width(size: Any, default: Any) -> tuple[int, int] | None:

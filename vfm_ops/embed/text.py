@@ -3,38 +3,30 @@
 from __future__ import annotations
 
 import json
-import string
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from vfm_ops.embed.checkpoint import Checkpoint
+from vfm_ops.embed.family import TextSide, Tokenize, embedding_family
 from vfm_ops.errors import UsageError
-
-Tokenize = Callable[[list[str]], np.ndarray]
-_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
+from vfm_ops.models.checkpoint import Checkpoint
 
 
 def has_text_tower(checkpoint: Checkpoint) -> bool:
     """Whether the checkpoint embeds texts into the space of its images."""
-    return checkpoint.kind == "openclip" or checkpoint.config.get("model_type") in ("clip", "siglip", "siglip2")
+    return embedding_family(checkpoint).text is not None
 
 
 def text_length(checkpoint: Checkpoint) -> int:
     """Tokens that the text tower takes."""
-    if checkpoint.kind == "openclip":
-        return int(checkpoint.config["model_cfg"].get("text_cfg", {}).get("context_length", 77))
-    default = 77 if checkpoint.config["model_type"] == "clip" else 64
-    return int((checkpoint.config.get("text_config") or {}).get("max_position_embeddings", default))
+    return _text_side(checkpoint).length(checkpoint)
 
 
-def canonical(text: str, model_type: str) -> str:
-    """What a text tower's own preparation does before tokens: SigLIP drops punctuation and case, SigLIP 2 case only."""
-    if model_type == "siglip":
-        return " ".join(text.translate(_NO_PUNCTUATION).lower().split())
-    return text.lower() if model_type == "siglip2" else text
+def _text_side(checkpoint: Checkpoint) -> TextSide:
+    text = embedding_family(checkpoint).text
+    assert text is not None, "asked only where has_text_tower"
+    return text
 
 
 def tokenizer_of(checkpoint: Checkpoint) -> Tokenize:
@@ -42,9 +34,10 @@ def tokenizer_of(checkpoint: Checkpoint) -> Tokenize:
 
     Raises UsageError when the checkpoint has no tokenizer files.
     """
-    length = text_length(checkpoint)
-    if checkpoint.kind == "openclip":
-        return _openclip_tokenizer(checkpoint, length)
+    text = _text_side(checkpoint)
+    length = text.length(checkpoint)
+    if text.tokenizer is not None:
+        return text.tokenizer(checkpoint, length)
     path = checkpoint.folder / "tokenizer.json"
     if not path.exists():
         return _transformers_tokenizer(checkpoint, length)
@@ -56,11 +49,12 @@ def tokenizer_of(checkpoint: Checkpoint) -> Tokenize:
     settings = _json(checkpoint.folder / "tokenizer_config.json")
     pad = _pad_id(tokenizer, settings, checkpoint.folder)
     left = settings.get("padding_side") == "left"
-    kind = str(checkpoint.config["model_type"])
 
     def tokenize(texts: list[str]) -> np.ndarray:
         ids = np.full((len(texts), length), pad, np.int64)
-        for row, encoded in zip(ids, tokenizer.encode_batch([canonical(t, kind) for t in texts]), strict=True):
+        for row, encoded in zip(
+            ids, tokenizer.encode_batch([text.canonical(t, checkpoint.model_type) for t in texts]), strict=True
+        ):
             count = len(encoded.ids)
             row[slice(length - count, None) if left else slice(0, count)] = encoded.ids
         return ids
@@ -94,16 +88,3 @@ def _transformers_tokenizer(checkpoint: Checkpoint, length: int) -> Tokenize:
         return np.asarray(ids, np.int64)
 
     return tokenize
-
-
-def _openclip_tokenizer(checkpoint: Checkpoint, length: int) -> Tokenize:
-    text = checkpoint.config["model_cfg"].get("text_cfg", {})
-    if "hf_tokenizer_name" in text:
-        from open_clip.tokenizer import HFTokenizer
-
-        tokenizer: Any = HFTokenizer(str(checkpoint.folder), context_length=length, **text.get("tokenizer_kwargs", {}))
-    else:
-        from open_clip.tokenizer import SimpleTokenizer
-
-        tokenizer = SimpleTokenizer(context_length=length)
-    return lambda texts: tokenizer(texts).numpy().astype(np.int64)

@@ -18,8 +18,10 @@ def box_map(
     """COCO's average precision over IoU 0.50 to 0.95, and its companions.
 
     One mapping an image, in the same order: `boxes` (N, 4) xyxy in pixels, `labels` (N,) of names or numbers, and for
-    predictions `scores` (N,). Returns mAP, AP50, AP75, AP_small, AP_medium, AP_large and AR (recall at max_detections),
-    NaN where no ground truth is of that kind, and `per_label`: label -> mAP. Raises UsageError when the two differ in
+    predictions `scores` (N,); for ground truth also `crowd` (N,) and `area` (N,), where they are known: a crowd is neither
+    missed nor found twice, and an area is that of the object, not of its box. Returns mAP, AP50, AP75, AP_small,
+    AP_medium, AP_large and AR (recall at max_detections), NaN where no ground truth is of that kind, and `per_label`:
+    label -> mAP. Raises UsageError when the two differ in
     length, or arrays don't fit.
     """
     if len(ground_truth) != len(predictions):
@@ -48,6 +50,10 @@ def _rows(image: Mapping[str, Any], index: int, category: Mapping[str, int], sco
         box = [x0, y0, x1 - x0, y1 - y0]
         row = {"image_id": index + 1, "category_id": category[str(label)], "bbox": box, "area": box[2] * box[3]}
         rows.append(row | ({"score": score} if scored else {"iscrowd": 0}))
+    for place, crowd in enumerate([] if scored else image.get("crowd", ())):
+        rows[place]["iscrowd"] = int(crowd)
+    for place, area in enumerate([] if scored else image.get("area", ())):
+        rows[place]["area"] = float(area)
     return rows
 
 

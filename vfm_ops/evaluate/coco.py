@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vfm_ops.errors import UsageError
-from vfm_ops.evaluate.files import JsonArrays, Row, rle_text, safe_name, whole_file, write_json_list, xywh
+from vfm_ops.evaluate.files import JsonArrays, Row, inner_path, rle_text, safe_name, whole_file, write_json_list, xywh
 
 
 def write_coco(
@@ -24,32 +24,18 @@ def write_coco(
 ) -> dict[str, int]:
     """Write one annotation file; returns how many images, annotations and categories it has.
 
-    frames: frame_id, width, height (and jpeg, where `images_dir` is to hold the pictures). detections: frame_id, label,
-    score, box; a mask, where there is one, becomes the segmentation. Category ids are 1, 2, ... in the order of
-    `categories`, or of first appearance. Image names are the frame ids. Raises UsageError for a detection without
-    its frame, or of a label that `categories` lacks.
+    frames: frame_id, width, height, and where they have them, file_name (else it is made of the frame id), source, and
+    jpeg, which goes to `images_dir` under that name, and whose number is returned as pictures. detections: frame_id,
+    label, score, box; a mask, where there is one, becomes the segmentation. Category ids are 1, 2, ... in the order of
+    `categories`, or of first appearance. Raises UsageError for a detection without its frame, or of a label that
+    `categories` lacks; for a file name that is there twice, or leaves the folder.
     """
-    image_of: dict[str, int] = {}
     category_of = {name: i + 1 for i, name in enumerate(categories or ())}
     with JsonArrays(("images", "annotations")) as arrays:
-        for row in frames:
-            frame_id = str(row["frame_id"])
-            if frame_id in image_of:
-                raise UsageError(f"frame {frame_id} is there twice")
-            image_of[frame_id] = len(image_of) + 1
-            name = f"{safe_name(frame_id)}.jpg"
-            size = {"width": int(row["width"]), "height": int(row["height"])}
-            arrays.add("images", {"id": image_of[frame_id], "file_name": name, "frame_id": frame_id, **size})
-            if images_dir is not None:
-                with whole_file(images_dir / name, "wb") as file:
-                    file.write(row["jpeg"])
+        image_of, pictures = _write_images(arrays, frames, images_dir)
         for i, row in enumerate(detections):
-            label = str(row["label"])
-            if label not in category_of:
-                if categories is not None:
-                    raise UsageError(f"a detection has the label {label!r}; categories are: {', '.join(categories)}")
-                category_of[label] = len(category_of) + 1
-            where = {"id": i + 1, "image_id": _image(image_of, row), "category_id": category_of[label], "iscrowd": 0}
+            category = _category(category_of, str(row["label"]), grows=categories is None)
+            where = {"id": i + 1, "image_id": _image(image_of, row), "category_id": category, "iscrowd": 0}
             arrays.add("annotations", where | _shape(row))
         head = {
             "info": {"description": "exported by vfm"},
@@ -57,7 +43,41 @@ def write_coco(
             "categories": [{"id": i, "name": name} for name, i in category_of.items()],
         }
         arrays.save(path, head)
-        return {**arrays.counts, "categories": len(category_of)}
+        written = {} if images_dir is None else {"pictures": pictures}
+        return {**arrays.counts, "categories": len(category_of), **written}
+
+
+def _write_images(arrays: JsonArrays, frames: Iterable[Row], images_dir: Path | None) -> tuple[dict[str, int], int]:
+    """Adds every frame to `images`, and its JPEG to the folder; returns image id by frame id, and how many JPEGs."""
+    image_of: dict[str, int] = {}
+    names: set[str] = set()
+    pictures = 0
+    for row in frames:
+        frame_id = str(row["frame_id"])
+        if frame_id in image_of:
+            raise UsageError(f"frame {frame_id} is there twice")
+        image_of[frame_id] = len(image_of) + 1
+        name = inner_path(row.get("file_name") or f"{safe_name(frame_id)}.jpg")
+        if name in names:
+            raise UsageError(f"two frames would be written to {name}: give each a file_name of its own")
+        names.add(name)
+        image = {"id": image_of[frame_id], "file_name": name, "frame_id": frame_id}
+        size = {"width": int(row["width"]), "height": int(row["height"])}
+        arrays.add("images", image | size | ({"source": row["source"]} if row.get("source") else {}))
+        if images_dir is not None and row.get("jpeg"):
+            with whole_file(images_dir / name, "wb") as file:
+                file.write(row["jpeg"])
+            pictures += 1
+    return image_of, pictures
+
+
+def _category(category_of: dict[str, int], label: str, *, grows: bool) -> int:
+    """The id of a label; where the list grows, a new one gets the next."""
+    if label not in category_of:
+        if not grows:
+            raise UsageError(f"a detection has the label {label!r}; categories are: {', '.join(category_of)}")
+        category_of[label] = len(category_of) + 1
+    return category_of[label]
 
 
 def write_coco_results(path: Path, detections: Iterable[Row], ground_truth: Path) -> int:

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from itertools import groupby
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO, Any
 from urllib.parse import quote
 
@@ -21,6 +21,14 @@ Row = Mapping[str, Any]
 def safe_name(identifier: str) -> str:
     """An id as a file name: one to one, without separators or dots, so that it can neither escape nor lose a suffix."""
     return quote(identifier, safe="").replace(".", "%2E")
+
+
+def inner_path(name: str) -> str:
+    """The name of a file inside a folder, as it is. UsageError when it would leave the folder."""
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or not path.name:
+        raise UsageError(f"{name!r} is no file name inside a folder")
+    return name
 
 
 @contextmanager

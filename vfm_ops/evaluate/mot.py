@@ -30,18 +30,20 @@ def write_mot(
     classes: Mapping[str, int] | None = None,
     fps: float = 30.0,
     sizes: Mapping[str, tuple[int, int]] | None = None,
+    names: Mapping[str, str] | None = None,
 ) -> dict[str, int]:
     """Write every video's tracks; returns how many videos, tracks and boxes there were.
 
     tracks: asset_id, track_id, frame_index, label, box, score, visible, sorted by asset_id; a video's rows are held
     together. Rows that are not visible are left out. lengths: frames of each asset, for seqinfo.ini, and for videos
-    without any track; else the last frame of a track counts. classes: label -> the challenge's class id. sizes: asset ->
-    (width, height). Raises UsageError for scattered rows, or a label that `classes` lacks.
+    without any track; else the last frame of a track counts. classes: label -> class id; they are listed in labels.txt,
+    one a line, as CVAT has it. sizes: asset -> (width, height). names: what a video's file or folder is called, else by its
+    asset id. Raises UsageError for scattered rows, a label that `classes` lacks, or two videos of one name.
     """
-    layout = _Layout(folder, ground_truth, classes, fps, sizes or {})
+    layout = _Layout(folder, ground_truth, classes, fps, sizes or {}, names or {})
     counts = {"videos": 0, "tracks": 0, "boxes": 0}
     lengths = dict(lengths or {})
-    names: list[str] = []
+    videos: list[str] = []
     for asset, rows in by_asset(tracks, "tracks"):
         visible = [r for r in rows if r.get("visible") is not False and r.get("box") is not None]
         visible.sort(key=lambda r: (int(r["frame_index"]), str(r["track_id"])))
@@ -49,16 +51,21 @@ def write_mot(
         length = lengths.pop(asset, last)
         if length < last:
             raise UsageError(f"asset {asset} has {length} frames, but a track on frame {last - 1}")
-        names.append(safe_name(asset))
+        videos.append(layout.name(asset))
         counts["tracks"] += layout.write_video(asset, visible, length)
         counts["boxes"] += len(visible)
     for asset, length in lengths.items():
-        names.append(safe_name(asset))
+        videos.append(layout.name(asset))
         layout.write_video(asset, [], length)
-    counts["videos"] = len(names)
+    counts["videos"] = len(videos)
+    if len(set(videos)) < len(videos):
+        raise UsageError(f"two videos would be written as {max(videos, key=videos.count)}: name each apart")
+    if classes is not None:
+        with whole_file(folder / "labels.txt") as file:
+            file.write("".join(f"{label}\n" for label in sorted(classes, key=lambda label: classes[label])))
     if ground_truth:
         with whole_file(folder / "seqmap.txt") as file:
-            file.write("".join(f"{name}\n" for name in ["name", *sorted(names)]))
+            file.write("".join(f"{name}\n" for name in ["name", *sorted(videos)]))
     return counts
 
 
@@ -69,10 +76,15 @@ class _Layout:
     classes: Mapping[str, int] | None
     fps: float
     sizes: Mapping[str, tuple[int, int]]
+    names: Mapping[str, str]
+
+    def name(self, asset: str) -> str:
+        """What the asset's file or folder is called."""
+        return self.names.get(asset) or safe_name(asset)
 
     def write_video(self, asset: str, rows: list[Row], length: int) -> int:
         """Write one video's boxes, in the order of `rows`; returns how many tracks they are of."""
-        name = safe_name(asset)
+        name = self.name(asset)
         number: dict[str, int] = {}
         file_name = f"{name}/gt/gt.txt" if self.ground_truth else f"{name}.txt"
         with whole_file(self.folder / file_name) as file:

@@ -6,8 +6,9 @@ import base64
 import datetime
 import io
 import json
+import math
 import tarfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ def write_webdataset(
     folder: Path,
     frames: Iterable[Row],
     *,
-    annotations: Callable[[str], list[Row]] | None = None,
+    annotations: Callable[[str], Sequence[Row]] | None = None,
     shard_bytes: int = 500_000_000,
     shard_frames: int = 10_000,
 ) -> dict[str, int]:
@@ -53,15 +54,15 @@ def _shard(path: Path) -> Iterator[tarfile.TarFile]:
         yield tar
 
 
-def _add_frame(tar: tarfile.TarFile, row: Row, annotations: Callable[[str], list[Row]] | None) -> int:
+def _add_frame(tar: tarfile.TarFile, row: Row, annotations: Callable[[str], Sequence[Row]] | None) -> int:
     frame_id = str(row["frame_id"])
     if not row.get("jpeg"):
-        raise UsageError(f"frame {frame_id} has no JPEG bytes: read the column `jpeg` too")
+        raise UsageError(f"frame {frame_id} has no JPEG bytes: leave it out, or process with jpeg.store=true")
     key = safe_name(frame_id)
     meta = {k: v for k, v in row.items() if k != "jpeg"}
     if annotations is not None:
         meta["detections"] = [dict(r) for r in annotations(frame_id)]
-    text = json.dumps(meta, default=json_value, sort_keys=True).encode()
+    text = json.dumps(_plain(meta), sort_keys=True, allow_nan=False).encode()
     return _add(tar, f"{key}.jpg", bytes(row["jpeg"])) + _add(tar, f"{key}.json", text)
 
 
@@ -70,6 +71,19 @@ def _add(tar: tarfile.TarFile, name: str, content: bytes) -> int:
     info.size = len(content)
     tar.addfile(info, io.BytesIO(content))
     return len(content)
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON has it: mappings and sequences of plain ones; NaN and infinity, which are no JSON, as null."""
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, str | int):
+        return value
+    return _plain(json_value(value))
 
 
 def json_value(value: Any) -> Any:

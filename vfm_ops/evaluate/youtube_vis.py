@@ -1,13 +1,13 @@
 """YouTube-VIS files: videos, and one annotation a track with a mask (or null) for every frame of its video.
 
 Rows are those of the lake's `frames` and `tracks`, sorted by asset_id; one video's rows are held at a time. A video's
-timeline is every frame index that its frames or its tracks name.
+timeline is all of its frames where its length is known, with or without an object; else those that its rows name.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from vfm_ops.evaluate.files import (
     JsonArrays,
     Row,
     by_asset,
+    inner_path,
     rle_run_lengths,
     rle_text,
     safe_name,
@@ -24,26 +25,44 @@ from vfm_ops.evaluate.files import (
 )
 
 
-def write_youtube_vis(path: Path, frames: Iterable[Row], tracks: Iterable[Row]) -> dict[str, int]:
+def write_youtube_vis(
+    path: Path,
+    frames: Iterable[Row],
+    tracks: Iterable[Row],
+    *,
+    lengths: Mapping[str, int] | None = None,
+    sizes: Mapping[str, tuple[int, int]] | None = None,
+    folders: Mapping[str, str] | None = None,
+) -> dict[str, int]:
     """Write an annotation file; returns how many videos, annotations and categories it has.
 
     frames: asset_id, frame_index, width, height; may be empty. tracks: asset_id, track_id, frame_index, label, box,
-    mask (COCO RLE), visible. File names are `asset/frame.jpg` with six digits. Raises UsageError when rows are not
-    sorted by asset_id, or a track has no mask.
+    mask (COCO RLE), visible. lengths: frames of each asset, also of such without a row. sizes: their (width, height).
+    folders: what an asset's folder is called; file names are `folder/frame.jpg` with six digits, `asset/frame.jpg`
+    where it has none. Raises UsageError when rows are not sorted by asset_id, or a track has no mask.
     """
     category_of: dict[str, int] = {}
+    lengths = dict(lengths or {})
     with JsonArrays(("videos", "annotations")) as arrays:
-        for asset, own_frames, own_tracks in _merge_sorted(by_asset(frames, "frames"), by_asset(tracks, "tracks")):
-            timeline = sorted({int(r["frame_index"]) for r in [*own_frames, *own_tracks]})
-            height, width = _size(asset, own_frames, own_tracks)
+
+        def add(asset: str, own_frames: list[Row], own_tracks: list[Row]) -> None:
+            timeline = {int(r["frame_index"]) for r in [*own_frames, *own_tracks]}
+            timeline |= set(range(lengths.pop(asset, 0)))
+            height, width = _size(asset, own_frames, own_tracks, sizes or {})
             video = arrays.counts["videos"] + 1
-            names = [f"{safe_name(asset)}/{index:06d}.jpg" for index in timeline]
+            folder = (folders or {}).get(asset) or safe_name(asset)
+            names = [inner_path(f"{folder}/{index:06d}.jpg") for index in sorted(timeline)]
             shape = {"width": width, "height": height, "length": len(timeline)}
             arrays.add("videos", {"id": video, "file_names": names, "asset_id": asset, **shape})
             for track in _tracks(own_tracks):
                 category = category_of.setdefault(str(track[0]["label"]), len(category_of) + 1)
                 where = {"id": arrays.counts["annotations"] + 1, "video_id": video, "category_id": category}
-                arrays.add("annotations", where | _annotation(track, timeline, height, width))
+                arrays.add("annotations", where | _annotation(track, sorted(timeline), height, width))
+
+        for asset, own_frames, own_tracks in _merge_sorted(by_asset(frames, "frames"), by_asset(tracks, "tracks")):
+            add(asset, own_frames, own_tracks)
+        for asset in list(lengths):
+            add(asset, [], [])
         categories = [{"id": i, "name": name} for name, i in category_of.items()]
         arrays.save(path, {"info": {"description": "exported by vfm"}, "licenses": [], "categories": categories})
         return {**arrays.counts, "categories": len(category_of)}
@@ -140,11 +159,13 @@ def _annotation(track: list[Row], timeline: list[int], height: int, width: int) 
     }
 
 
-def _size(asset: str, frames: list[Row], tracks: list[Row]) -> tuple[int, int]:
+def _size(asset: str, frames: list[Row], tracks: list[Row], sizes: Mapping[str, tuple[int, int]]) -> tuple[int, int]:
     """(height, width) of a video: that of its masks, which are in pixels of the frame, else of its stored frames."""
     for row in tracks:
         if row.get("mask") is not None:
             return int(row["mask"]["size"][0]), int(row["mask"]["size"][1])
     for row in frames:
         return int(row["height"]), int(row["width"])
+    if asset in sizes:
+        return sizes[asset][1], sizes[asset][0]
     raise UsageError(f"asset {asset} has neither a frame nor a mask that tells its size")

@@ -4,13 +4,14 @@ decoder process and in line; only the small results travel.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import numpy as np
 
-from vfm_ops.errors import UsageError
+from vfm_ops.errors import MediaError, UsageError
 from vfm_ops.media.images import JpegHeader, decode_image, read_jpeg_header
 from vfm_ops.media.jpeg import encode_jpeg, keeps_original
 from vfm_ops.media.limits import Limits
@@ -85,13 +86,14 @@ def image_frame(source: MediaSource, settings: DecodeSettings) -> Frame:
     limits = settings.limits
     data = source.read(limits.max_image_bytes)
     header = read_jpeg_header(data) if data[:3] == b"\xff\xd8\xff" else None
-    reduce = reduction(header, settings)
-    rgb = decode_image(data, limits, source.name, reduce, header)
+    kind = sniff(data[:512]) or ""
+    if header is not None and not _wants_whole(settings, header):
+        reduced = _views_of_jpeg(data, header, settings, source.name)
+        width, height = _upright(header)
+        return Frame(0, 0.0, width, height, kind, data if settings.jpeg else None, views=reduced)
+    rgb = decode_image(data, limits, source.name, 1, header)
     original = data if settings.jpeg and keeps_original(header, settings.jpeg_max_side) else None
-    upright = rgb.shape[1], rgb.shape[0]
-    if header is not None and reduce > 1:
-        upright = (header.width, header.height) if header.orientation < 5 else (header.height, header.width)
-    return make_frame(rgb, settings, 0, 0.0, sniff(data[:512]) or "", original, upright)
+    return make_frame(rgb, settings, 0, 0.0, kind, original, source.name)
 
 
 def make_frame(
@@ -101,45 +103,96 @@ def make_frame(
     pts_s: float,
     format_name: str = "video",
     original_jpeg: bytes | None = None,
-    size: tuple[int, int] | None = None,
+    name: str | None = None,
 ) -> Frame:
-    """rgb: uint8 (H, W, 3), upright. original_jpeg: stored instead of a new encoding. size: width and height to report."""
-    gray = quality_gray(rgb) if settings.quality or settings.phash else None
+    """rgb: uint8 (H, W, 3), upright. original_jpeg: stored instead of a new encoding. name: what messages call it.
+
+    Views are made of the picture that is stored, where one is: what a model sees now is what it would see years later.
+    Raises MediaError('view') where something can't be made of sound pixels.
+    """
+    height, width = rgb.shape[:2]
+    name = name or f"frame {frame_index}"
+    with _making("its measures", name, width, height):
+        gray = quality_gray(rgb) if settings.quality or settings.phash else None
+        hashed = phash(gray) if settings.phash and gray is not None else None
+        quality = frame_quality(gray) if settings.quality and gray is not None else None
     jpeg = original_jpeg
     if settings.jpeg and jpeg is None:
-        jpeg = encode_jpeg(rgb, settings.jpeg_quality, settings.jpeg_max_side)
-    width, height = size or (rgb.shape[1], rgb.shape[0])
-    return Frame(
-        frame_index,
-        pts_s,
-        width,
-        height,
-        format_name,
-        jpeg,
-        phash(gray) if settings.phash and gray is not None else None,
-        frame_quality(gray) if settings.quality and gray is not None else None,
-        {name: view.apply(rgb) for name, view in settings.views.items()},
-        rgb if settings.pixels else None,
-    )
+        with _making("its JPEG", name, width, height):
+            jpeg = encode_jpeg(rgb, settings.jpeg_quality, settings.jpeg_max_side)
+    header = read_jpeg_header(jpeg) if jpeg is not None and settings.views else None
+    if jpeg is None or header is None:
+        views = _views(rgb, settings.views, name)
+    else:
+        views = _views_of_jpeg(jpeg, header, settings, name, rgb if jpeg is original_jpeg else None)
+    pixels = rgb if settings.pixels else None
+    return Frame(frame_index, pts_s, width, height, format_name, jpeg, hashed, quality, views, pixels)
 
 
-def reduction(header: JpegHeader | None, settings: DecodeSettings) -> int:
-    """1, 2, 4 or 8: how far a JPEG may be shrunk by its decoder without harm to anything that is asked for.
+def _views(rgb: np.ndarray, wanted: Mapping[str, View], name: str) -> dict[str, np.ndarray]:
+    height, width = rgb.shape[:2]
+    views = {}
+    for title, view in wanted.items():
+        with _making(f"view {title!r} ({view.fit} to {view.height} x {view.width})", name, width, height):
+            views[title] = view.apply(rgb)
+    return views
 
-    Every view must be a plain area reduction of at least twice that factor, so that what it averages stays averaged;
-    whole pixels, a new encoding, quality or a hash need all of them.
+
+def _views_of_jpeg(
+    data: bytes, header: JpegHeader, settings: DecodeSettings, name: str, whole: np.ndarray | None = None
+) -> dict[str, np.ndarray]:
+    """Each view from the JPEG at the scale that the view alone asks for, so that no value depends on what else is made.
+
+    whole: its pixels, where they are there already.
     """
-    if header is None or settings.pixels or settings.quality or settings.phash or not settings.views:
-        return 1
-    if settings.jpeg and not keeps_original(header, settings.jpeg_max_side):
-        return 1
-    smallest = min(_shrinking(view, header) for view in settings.views.values())
-    return max([factor for factor in (1, 2, 4, 8) if 2 * factor <= smallest], default=1)
+    views: dict[str, np.ndarray] = {}
+    for factor in sorted({reduction(header, view) for view in settings.views.values()}):
+        wanted = {title: view for title, view in settings.views.items() if reduction(header, view) == factor}
+        decoded = whole if factor == 1 and whole is not None else None
+        if decoded is None:
+            decoded = decode_image(data, settings.limits, name, factor, header)
+        views |= _views(decoded, wanted, name)
+    return {title: views[title] for title in settings.views}
 
 
-def _shrinking(view: View, header: JpegHeader) -> float:
-    """By how much the view shrinks a picture of the header's size at least; 1 where that would be felt."""
-    if view.ragged or view.interpolation != "area":
-        return 1.0
-    short, size = min(header.width, header.height), max(view.height, view.width)
-    return short * view.crop_pct / size if view.fit == "crop" else short / size
+def jpeg_luma(data: bytes, limits: Limits, name: str = "the picture") -> np.ndarray:
+    """Luma of an encoded still as an op sees it by the view `luma`, uint8 (h, w): its measures and hashes compare. Raises
+    MediaError.
+    """
+    settings = DecodeSettings({"luma": View(fit="luma")}, jpeg=False, quality=False, phash=False, limits=limits)
+    return image_frame(MediaSource(name, data=data), settings).views["luma"][..., 0]
+
+
+def _wants_whole(settings: DecodeSettings, header: JpegHeader) -> bool:
+    """Whether all pixels are needed: to give or measure them, to encode them anew, or since there is nothing to be seen."""
+    if settings.pixels or settings.quality or settings.phash or not settings.views:
+        return True
+    return settings.jpeg and not keeps_original(header, settings.jpeg_max_side)
+
+
+def _upright(header: JpegHeader) -> tuple[int, int]:
+    """Width and height once the picture is turned as its EXIF says."""
+    return (header.width, header.height) if header.orientation < 5 else (header.height, header.width)
+
+
+@contextmanager
+def _making(what: str, name: str, width: int, height: int) -> Iterator[None]:
+    """An error in here is no damage of the file: it is reported as MediaError('view'). Lack of memory passes."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, MemoryError) or "memory" in str(error).lower():
+            raise
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        message = (
+            f"{name} decodes ({width} x {height} pixels), but {what} can't be made of it ({reason}): the file is sound; "
+            f"leave out what asks for it, or report this."
+        )
+        raise MediaError("view", message) from error
+
+
+def reduction(header: JpegHeader, view: View) -> int:
+    """1, 2, 4 or 8: how far a JPEG may be shrunk by its decoder without harm to a view: by half of what the view itself
+    averages, so that what it averages stays averaged."""
+    most = view.shrinking(header.height, header.width)
+    return max([factor for factor in (1, 2, 4, 8) if 2 * factor <= most], default=1)

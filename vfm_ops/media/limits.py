@@ -22,14 +22,14 @@ class Limits:
     max_side: int = 32_767
     max_image_bytes: int = 256 * 2**20
     max_bytes: int = 64 * 2**30
-    max_duration_s: float = 12 * 3600.0
-    deadline_s: float = 30.0
+    max_duration_s: float = 24 * 3600.0
+    deadline_s: float = 60.0
     memory_mb: int = 3072
 
     def __post_init__(self) -> None:
         for field in fields(self):
             if getattr(self, field.name) <= 0:
-                raise UsageError(f"limits.{field.name} must be above zero, not {getattr(self, field.name)}.")
+                raise UsageError(f"{field.name} must be above zero, not {getattr(self, field.name)}.")
 
     def check_size(self, width: int, height: int, name: str) -> None:
         """Raises MediaError('bomb' | 'empty') when width x height pixels are more than may be decoded, or none."""
@@ -39,5 +39,5 @@ class Limits:
             raise MediaError(
                 "bomb",
                 f"{name} declares {width} x {height} pixels, over the limit of {self.max_pixels:,} pixels or "
-                f"{self.max_side:,} a side; shrink it, or raise limits.max_pixels / limits.max_side if you trust it.",
+                f"{self.max_side:,} a side; shrink it, or raise decode.max_pixels / decode.max_side if you trust it.",
             )

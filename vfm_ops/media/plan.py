@@ -17,13 +17,15 @@ from vfm_ops.media.probe import Probe
 @dataclass(frozen=True)
 class DecodePlan:
     """wanted: int64, frame indices, ascending. starts, stops: int64 (S,): runs of packets, in decoding order, to feed
-    (stop excluded); each starts at a keyframe. needed: bool (P,): packets whose frames are wanted.
+    (stop excluded); each starts at a keyframe. needed: bool (P,): packets whose frames are wanted. position: int64 (N,):
+    the packet that shows each frame.
     """
 
     wanted: np.ndarray
     starts: np.ndarray
     stops: np.ndarray
     needed: np.ndarray
+    position: np.ndarray
 
     @property
     def packets_fed(self) -> int:
@@ -44,12 +46,12 @@ def plan_decode(probe: Probe, indices: np.ndarray | None = None) -> DecodePlan:
     needed[position[wanted]] = True
     none = np.zeros(0, np.int64)
     if not len(wanted):
-        return DecodePlan(wanted, none, none, needed)
+        return DecodePlan(wanted, none, none, needed, position)
     if not probe.ordered:
-        return DecodePlan(wanted, np.zeros(1, np.int64), np.array([packet_count]), needed)
+        return DecodePlan(wanted, np.zeros(1, np.int64), np.array([packet_count]), needed, position)
     packets = np.sort(position[wanted])
     starts = _start_packets(probe, packets)
-    return DecodePlan(wanted, *_merge(starts, packets + 1), needed)
+    return DecodePlan(wanted, *_merge(starts, packets + 1), needed, position)
 
 
 def _packet_of_frame(probe: Probe) -> np.ndarray:

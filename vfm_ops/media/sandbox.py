@@ -171,9 +171,14 @@ class Sandbox:
             raise MediaError(answer["kind"], answer["message"])
         return probe_from_dict(answer["probe"])
 
-    def thumbnails(self, source: MediaSource, probe: Probe | None = None) -> Iterator[np.ndarray]:
-        """Thumbnails of every frame, in chunks: uint8 (n, 27, 48, 3). Raises MediaError after those before any damage."""
-        for chunk, _ in self._stream(source, probe, None, frames=False, thumbnails=True):
+    def thumbnails(
+        self, source: MediaSource, probe: Probe | None = None, width: int | None = None
+    ) -> Iterator[np.ndarray]:
+        """Thumbnails of every frame, in chunks: uint8 (n, 27, 48, 3), or as wide as a detector's `thumbnail_width`.
+
+        Raises MediaError after those that damage did not reach; frames that it did reach have the thumbnail of the next.
+        """
+        for chunk, _ in self._stream(source, probe, None, frames=False, thumbnails=width or True):
             if chunk is not None:
                 yield chunk
 
@@ -188,15 +193,19 @@ class Sandbox:
             yield from frames
 
     def frames_and_thumbnails(
-        self, source: MediaSource, indices: np.ndarray | None = None, probe: Probe | None = None
+        self,
+        source: MediaSource,
+        indices: np.ndarray | None = None,
+        probe: Probe | None = None,
+        width: int | None = None,
     ) -> Iterator[tuple[np.ndarray | None, list[Frame]]]:
         """Both in one pass over the whole video, where sampling does not wait for the shots: chunks of (thumbnails of the
-        next n frames or None, the wanted ones among them).
+        next n frames or None, the wanted ones among them). width: see `thumbnails`.
         """
-        return self._stream(source, probe, indices, frames=True, thumbnails=True)
+        return self._stream(source, probe, indices, frames=True, thumbnails=width or True)
 
     def _stream(
-        self, source: MediaSource, probe: Probe | None, indices: np.ndarray | None, frames: bool, thumbnails: bool
+        self, source: MediaSource, probe: Probe | None, indices: np.ndarray | None, frames: bool, thumbnails: bool | int
     ) -> Iterator[tuple[np.ndarray | None, list[Frame]]]:
         request = {
             "op": "open",

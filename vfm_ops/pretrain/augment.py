@@ -2,7 +2,7 @@
 the bytes).
 
 Everything random follows from (seed, epoch, sample id) alone, so neither the number of workers nor their order changes a
-pixel. numpy and OpenCV only: a worker that augments never imports torch.
+pixel. numpy, OpenCV and Pillow only: a worker that augments never imports torch.
 """
 
 from __future__ import annotations
@@ -11,22 +11,29 @@ import hashlib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import cv2
 import numpy as np
+from PIL import Image
 
 from vfm_ops.errors import MediaError, UsageError
 from vfm_ops.pretrain.masking import MaskPlan
+from vfm_ops.pretrain.rand_augment import erase, rand_augment
+
+Interpolation = Literal["bicubic", "bilinear", "area"]
+_FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
 
 @dataclass(frozen=True)
 class CropPlan:
     """`count` random resized crops of one size, and what is done to their colours.
 
-    scale: share of the image's area; ratio: width / height. jitter: strengths of brightness, contrast, saturation, hue,
-    applied with probability jitter_p. blur_p and solarize_p: one probability per crop of the plan (the last repeats), as
-    DINO's two global crops differ in them. scale None takes the whole image, squashed to size (evaluation).
+    scale: share of the image's area; ratio: width / height. interpolation: bicubic and bilinear are Pillow's, as the
+    authors' loaders have them, with antialiasing; area is OpenCV's, and linear where the crop grows. jitter: strengths of
+    brightness, contrast, saturation, hue, applied with probability jitter_p. blur_p and solarize_p: one probability per
+    crop of the plan (the last repeats), as DINO's two global crops differ in them. rand_augment: magnitude, 0 is off;
+    erase_p: probability of a random rectangle of noise. scale None takes the whole image, squashed to size (evaluation).
     """
 
     name: str = "image"
@@ -41,6 +48,9 @@ class CropPlan:
     blur_p: tuple[float, ...] = (0.0,)
     blur_sigma: tuple[float, float] = (0.1, 2.0)
     solarize_p: tuple[float, ...] = (0.0,)
+    interpolation: Interpolation = "area"
+    rand_augment: float = 0.0
+    erase_p: float = 0.0
 
     def __post_init__(self) -> None:
         if self.scale is not None and not 0 < self.scale[0] <= self.scale[1] <= 1:
@@ -110,6 +120,8 @@ def one_crop(image_HWC: np.ndarray, plan: CropPlan, index: int, rng: np.random.G
     out = _resized_crop(image_HWC, plan, rng)
     if plan.flip_p and rng.random() < plan.flip_p:
         out = out[:, ::-1]
+    if plan.rand_augment:
+        out = rand_augment(np.ascontiguousarray(out), plan.rand_augment, rng)
     if any(plan.jitter) and rng.random() < plan.jitter_p:
         out = colour_jitter(out, plan.jitter, rng)
     if plan.gray_p and out.shape[2] == 3 and rng.random() < plan.gray_p:
@@ -119,6 +131,8 @@ def one_crop(image_HWC: np.ndarray, plan: CropPlan, index: int, rng: np.random.G
         out = cv2.GaussianBlur(np.ascontiguousarray(out), (0, 0), sigma).reshape(out.shape)
     if rng.random() < _of(plan.solarize_p, index):
         out = np.where(out < 128, out, 255 - out)
+    if plan.erase_p and rng.random() < plan.erase_p:
+        out = erase(out, rng)
     return np.ascontiguousarray(out)
 
 
@@ -127,15 +141,30 @@ def _of(probabilities: tuple[float, ...], index: int) -> float:
 
 
 def _resized_crop(image_HWC: np.ndarray, plan: CropPlan, rng: np.random.Generator) -> np.ndarray:
-    height, width, channels = image_HWC.shape
+    height, width = image_HWC.shape[:2]
     if plan.scale is None:
         top, left, crop_h, crop_w = 0, 0, height, width
     else:
         top, left, crop_h, crop_w = crop_box(height, width, plan.scale, plan.ratio, rng)
-    part = image_HWC[top : top + crop_h, left : left + crop_w]
-    shrinks = crop_h > plan.size or crop_w > plan.size
-    method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-    return cv2.resize(part, (plan.size, plan.size), interpolation=method).reshape(plan.size, plan.size, channels)
+    return resize(image_HWC[top : top + crop_h, left : left + crop_w], plan.size, plan.interpolation)
+
+
+def resize(image_HWC: np.ndarray, side: int, interpolation: Interpolation = "area") -> np.ndarray:
+    """uint8 (H, W, C) squashed to (side, side, C)."""
+    height, width, channels = image_HWC.shape
+    if interpolation == "area":
+        method = cv2.INTER_AREA if height > side or width > side else cv2.INTER_LINEAR
+        return cv2.resize(image_HWC, (side, side), interpolation=method).reshape(side, side, channels)
+    # Of four channels Pillow would take the last for opacity: all but RGB goes channel by channel.
+    planes = [image_HWC] if channels == 3 else [image_HWC[..., c] for c in range(channels)]
+    # A gap of 3 reduces large crops by a whole factor first, which can't be told from the plain filter and saves most of it.
+    made = [
+        np.asarray(
+            Image.fromarray(np.ascontiguousarray(p)).resize((side, side), _FILTERS[interpolation], reducing_gap=3.0)
+        )
+        for p in planes
+    ]
+    return made[0] if channels == 3 else np.stack(made, axis=-1)
 
 
 def crop_box(
@@ -157,22 +186,49 @@ def crop_box(
 def colour_jitter(
     image_HWC: np.ndarray, strength: tuple[float, float, float, float], rng: np.random.Generator
 ) -> np.ndarray:
-    """Brightness, contrast, saturation, hue, in that order, each factor uniform in 1 +- strength (hue: shift in turns).
+    """Brightness, contrast, saturation and hue in random order, each factor uniform in 1 +- strength (hue: shift in turns),
+    as torchvision's ColorJitter has them. Saturation and hue need three channels and are else skipped."""
+    for kind in rng.permutation(4):
+        if not strength[kind]:
+            continue
+        if kind == 3:
+            image_HWC = shift_hue(image_HWC, float(rng.uniform(-strength[3], strength[3])))
+        else:
+            factor = float(rng.uniform(max(0.0, 1 - strength[kind]), 1 + strength[kind]))
+            image_HWC = (scale_brightness, scale_contrast, scale_saturation)[kind](image_HWC, factor)
+    return image_HWC
 
-    One look-up table does brightness and contrast together; saturation and hue need three channels and are else skipped.
-    """
-    brightness, contrast, saturation, hue = strength
-    gain = rng.uniform(max(0.0, 1 - brightness), 1 + brightness)
-    slope = rng.uniform(max(0.0, 1 - contrast), 1 + contrast)
-    mean = float(image_HWC.mean()) * gain
-    levels = np.arange(256, dtype=np.float32) * gain
-    table = np.clip((levels - mean) * slope + mean, 0, 255).astype(np.uint8)
-    image_HWC = table[image_HWC]
-    if image_HWC.shape[2] != 3 or not (saturation or hue):
+
+def scale_brightness(image_HWC: np.ndarray, factor: float) -> np.ndarray:
+    """Blend with black."""
+    return cv2.convertScaleAbs(np.ascontiguousarray(image_HWC), alpha=factor).reshape(image_HWC.shape)
+
+
+def scale_contrast(image_HWC: np.ndarray, factor: float) -> np.ndarray:
+    """Blend with the mean of the grey picture."""
+    mean = int(_grey(image_HWC).mean() + 0.5)
+    levels = np.arange(256, dtype=np.float32) * factor + mean * (1 - factor)
+    return np.clip(np.rint(levels), 0, 255).astype(np.uint8)[image_HWC]
+
+
+def scale_saturation(image_HWC: np.ndarray, factor: float) -> np.ndarray:
+    """Blend with the grey picture."""
+    if image_HWC.shape[2] != 3:
+        return image_HWC
+    grey = cv2.cvtColor(_grey(image_HWC), cv2.COLOR_GRAY2RGB)
+    return cv2.addWeighted(np.ascontiguousarray(image_HWC), factor, grey, 1 - factor, 0)
+
+
+def shift_hue(image_HWC: np.ndarray, turns: float) -> np.ndarray:
+    """Adds to the hue; turns: of the colour circle."""
+    if image_HWC.shape[2] != 3:
         return image_HWC
     hsv = cv2.cvtColor(np.ascontiguousarray(image_HWC), cv2.COLOR_RGB2HSV_FULL)
-    vivid = rng.uniform(max(0.0, 1 - saturation), 1 + saturation)
-    shift = round(rng.uniform(-hue, hue) * 256)
-    hsv[..., 0] = hsv[..., 0] + np.uint8(shift % 256)  # wraps around, as hue does
-    hsv[..., 1] = np.clip(hsv[..., 1] * vivid, 0, 255).astype(np.uint8)
+    hsv[..., 0] = hsv[..., 0] + np.uint8(round(turns * 256) % 256)  # wraps around, as hue does
     return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL)
+
+
+def _grey(image_HWC: np.ndarray) -> np.ndarray:
+    if image_HWC.shape[2] != 3:
+        return image_HWC
+    return cv2.cvtColor(np.ascontiguousarray(image_HWC), cv2.COLOR_RGB2GRAY)

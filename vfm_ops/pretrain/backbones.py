@@ -127,6 +127,29 @@ def visible_tokens(backbone: nn.Module, images: Tensor, visible_BV: Tensor) -> t
     return x[:, :prefix], x[:, prefix:]
 
 
+def check_patch(backbone: nn.Module, patch: int, objective: str) -> None:
+    """UsageError when masks would be drawn on another grid than the backbone's."""
+    if patch_size(backbone) != patch:
+        raise UsageError(f"{objective}: patch={patch} but the backbone's patches are {patch_size(backbone)} px")
+
+
+def set_drop_path(backbone: nn.Module, rate: float, uniform: bool = False) -> None:
+    """Stochastic depth (Huang et al. 2016) of a ViT's blocks: from 0 at the first block to `rate` at the last, or `rate` at
+    every one. UsageError for a network without such blocks."""
+    from timm.layers import DropPath
+
+    blocks = getattr(backbone, "blocks", None)
+    if not isinstance(blocks, nn.Sequential | nn.ModuleList) or not hasattr(blocks[0], "drop_path1"):
+        raise UsageError(
+            f"{type(backbone).__name__} has no transformer blocks to drop: set drop_path=0, and what timm knows of this "
+            "network's stochastic depth in backbone_args"
+        )
+    for i, block in enumerate(blocks):
+        share = rate if uniform else rate * i / max(1, len(blocks) - 1)
+        for name in ("drop_path1", "drop_path2"):
+            setattr(block, name, DropPath(share) if share else nn.Identity())
+
+
 def set_grad_checkpointing(backbone: nn.Module, enabled: bool = True) -> None:
     """Recompute blocks in the backward pass instead of keeping activations. UsageError where timm can't."""
     method = getattr(backbone, "set_grad_checkpointing", None)

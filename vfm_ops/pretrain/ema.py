@@ -11,7 +11,7 @@ from torch import nn
 def momentum_copy(student: nn.Module) -> nn.Module:
     """A deep copy in eval mode that needs no gradient. An alias would follow the student at once and collapse the run."""
     teacher = copy.deepcopy(student).eval().requires_grad_(False)
-    mine = {p.data_ptr() for p in student.parameters() if p.numel()}
+    mine = {p.data_ptr() for p in student.parameters() if p.numel() and not p.is_meta}
     shared = [name for name, p in teacher.named_parameters() if p.numel() and p.data_ptr() in mine]
     if shared:
         raise RuntimeError(f"teacher shares storage with the student: {shared[0]}")

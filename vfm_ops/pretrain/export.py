@@ -17,9 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vfm_ops.errors import UsageError
 from vfm_ops.pretrain.backbones import is_vit
-from vfm_ops.pretrain.layouts import from_timm, vision_settings
+from vfm_ops.pretrain.layouts import dinov2_model, from_timm, vision_settings
 from vfm_ops.pretrain.objective import Objective
 from vfm_ops.pretrain.text import save_tokenizer
 
@@ -65,7 +64,7 @@ def _timm_identity(objective: Objective) -> tuple[str, dict[str, Any]]:
         name, args = timm_arguments(getattr(given, "vision_config", given))
         return name, {k: v for k, v in args.items() if k != "num_classes"}
     name = config.backbone.removeprefix("timm:").split(".")[0]
-    args = {"in_chans": config.channels, **config.backbone_args}
+    args = {"in_chans": config.channels, **config.timm_arguments()}
     if name.startswith(("vit_", "deit")):
         args = {"img_size": config.image_size, "dynamic_img_size": True, **args}
     elif name.startswith("beit"):
@@ -74,9 +73,9 @@ def _timm_identity(objective: Objective) -> tuple[str, dict[str, Any]]:
 
 
 def _attach_classifier(backbone: nn.Module, objective: Objective) -> int:
-    """Puts a supervised objective's classifier where timm has it. Returns the number of classes, 0 without one."""
+    """Puts an objective's linear `classifier` where timm has it. Returns the number of classes, 0 without one."""
     classifier = getattr(objective, "classifier", None)
-    if objective.name != "supervised" or not isinstance(classifier, nn.Linear):
+    if not isinstance(classifier, nn.Linear):
         return 0
     backbone.reset_classifier(classifier.out_features)
     backbone.get_classifier().load_state_dict(classifier.state_dict())
@@ -98,7 +97,8 @@ def export_transformers(
     beit = model.config.model_type == "beit"
     state |= from_timm(backbone.state_dict(), {key: value.shape for key, value in state.items()}, beit)
     vision.load_state_dict(state)
-    _fill_other_parts(objective, model)
+    with torch.no_grad():
+        objective.fill_transformers(model)
     folder = Path(directory)
     model.save_pretrained(str(folder), safe_serialization=True)
     _write_processor(objective, folder)
@@ -123,7 +123,7 @@ def embed_family(objective: Objective, directory: str | Path) -> str | None:
     objective was trained: a ViT or MAE is read at its class token there."""
     kind = json.loads((Path(directory) / "config.json").read_text())["model_type"]
     pool = getattr(objective.evaluation_backbone(), "global_pool", "token")
-    return None if kind in ("vit", "vit_mae") and pool != "token" else _EMBED_FAMILIES[kind]
+    return None if kind in ("vit", "vit_mae") and pool != "token" else _EMBED_FAMILIES.get(kind)
 
 
 def _vision_part(model: nn.Module) -> nn.Module:
@@ -135,17 +135,8 @@ def _empty_transformers_model(objective: Objective, backbone: nn.Module) -> Any:
     import transformers as tf
 
     settings = vision_settings(backbone)
-    if objective.name in ("clip", "siglip"):
-        return _empty_image_text_model(objective, backbone, settings)
-    if objective.name == "mae":
-        c: Any = objective.config
-        decoder = {
-            "decoder_hidden_size": c.decoder_dim, "decoder_num_hidden_layers": c.decoder_depth,
-            "decoder_num_attention_heads": c.decoder_heads, "decoder_intermediate_size": 4 * c.decoder_dim,
-        }  # fmt: skip
-        return tf.ViTMAEForPreTraining(
-            tf.ViTMAEConfig(**settings, **decoder, mask_ratio=c.mask_ratio, norm_pix_loss=c.norm_pix_loss)
-        )
+    if (model := objective.transformers_model(backbone, settings)) is not None:
+        return model
     if type(backbone).__name__ == "Beit":
         block = backbone.blocks[0]
         extra = {
@@ -156,59 +147,17 @@ def _empty_transformers_model(objective: Objective, backbone: nn.Module) -> Any:
             "use_mean_pooling": backbone.global_pool == "avg",
         }  # fmt: skip
         return tf.BeitModel(tf.BeitConfig(**settings, **extra))
-    if objective.name == "dinov2" or hasattr(backbone.blocks[0].ls1, "gamma"):
-        inner = settings.pop("intermediate_size")
-        return tf.Dinov2Model(tf.Dinov2Config(**settings, mlp_ratio=inner // settings["hidden_size"]))
+    if hasattr(backbone.blocks[0].ls1, "gamma"):
+        return dinov2_model(settings)
     return tf.ViTModel(tf.ViTConfig(**settings), add_pooling_layer=False)
-
-
-def _empty_image_text_model(objective: Any, backbone: nn.Module, settings: dict[str, Any]) -> Any:
-    import transformers as tf
-
-    text = objective.text.config.to_dict()
-    if objective.name == "clip":
-        if isinstance(backbone.norm_pre, nn.Identity):
-            raise UsageError(
-                "transformers' CLIP wants a norm before the blocks: use a vit_*_clip_* backbone, or export as timm"
-            )
-        return tf.CLIPModel(
-            tf.CLIPConfig(text_config=text, vision_config=settings, projection_dim=objective.config.dim)
-        )
-    if not isinstance(objective.projection, nn.Identity):
-        raise UsageError(
-            "transformers' SigLIP has no image projection: use a vit_*_siglip_* backbone with dim equal to its width, "
-            "or export as timm"
-        )
-    return tf.SiglipModel(tf.SiglipConfig(text_config=text, vision_config=settings))
-
-
-@torch.no_grad()
-def _fill_other_parts(objective: Any, model: Any) -> None:
-    """Text tower, projections, scale and bias (CLIP, SigLIP); the decoder (MAE)."""
-    from vfm_ops.pretrain.mae_layout import decoder_to_transformers
-
-    if objective.name == "mae":
-        decoder_to_transformers(objective.decoder, model)
-    if objective.name not in ("clip", "siglip"):
-        return
-    tower = objective.text.state_dict()
-    projection = {k: v for k, v in tower.items() if k.startswith("text_projection.")}
-    inner = {k.removeprefix("text_model."): v for k, v in tower.items() if k not in projection}
-    model.text_model.load_state_dict(inner)
-    model.logit_scale.copy_(objective.logit_scale)
-    if objective.name == "clip":
-        model.text_projection.load_state_dict({"weight": projection["text_projection.weight"]})
-        model.visual_projection.load_state_dict(objective.projection.state_dict())
-    else:
-        model.logit_bias.copy_(objective.logit_bias)
 
 
 def _write_processor(objective: Objective, folder: Path) -> None:
     """preprocessor_config.json: squash to size, scale, normalise, as the objective was evaluated."""
     config = objective.config
-    kind = {"clip": "CLIPImageProcessor", "siglip": "SiglipImageProcessor"}.get(objective.name, "ViTImageProcessor")
     settings = {
-        "image_processor_type": kind, "do_resize": True, "size": {"height": config.image_size, "width": config.image_size},
+        "image_processor_type": objective.image_processor, "do_resize": True,
+        "size": {"height": config.image_size, "width": config.image_size},
         "resample": 2, "do_center_crop": False, "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True,
         "image_mean": list(config.mean[: config.channels]), "image_std": list(config.std[: config.channels]),
     }  # fmt: skip

@@ -29,23 +29,36 @@ class GlobalBatchNorm1d(nn.BatchNorm1d):
                 if self.num_batches_tracked is not None:
                     self.num_batches_tracked += 1
         scaled_BD = centred_BD / (variance_D + self.eps).sqrt()
-        return scaled_BD * self.weight + self.bias if self.affine else scaled_BD
+        if self.weight is not None:
+            scaled_BD = scaled_BD * self.weight
+        return scaled_BD if self.bias is None else scaled_BD + self.bias
 
 
 def projector(
-    width: int, hidden: int, out: int, layers: int = 2, norm: bool = True, last_norm: bool = False
+    width: int,
+    hidden: int,
+    out: int,
+    layers: int = 2,
+    norm: bool = True,
+    last_norm: bool = False,
+    last_scale: bool = False,
+    last_bias: bool = True,
 ) -> nn.Module:
-    """Perceptron: (linear, norm, ReLU) x (layers - 1), linear; with `last_norm`, a batch norm without scale at the end.
+    """Perceptron: (linear, norm, ReLU) x (layers - 1), linear; with `last_norm`, a batch norm at the end, which learns a
+    scale with `last_scale`, and never an offset. last_bias: of the last linear layer; one that a norm follows has none.
 
-    SimCLR: 2 layers with norm; MoCo v2: 2 layers without; MoCo v3: 3 (projection) and 2 (prediction) with last_norm.
+    SimCLR: 3 layers, last_norm and last_scale; MoCo v2: 2 layers without norms; MoCo v3: 3 (projection, of a ResNet 2) and 2
+    (prediction) with last_norm, without it in a ResNet's prediction.
     """
     parts: list[nn.Module] = []
     for _ in range(layers - 1):
         parts += [nn.Linear(width, hidden, bias=not norm), *([GlobalBatchNorm1d(hidden)] if norm else []), nn.ReLU()]
         width = hidden
-    parts.append(nn.Linear(width, out, bias=not last_norm))
+    parts.append(nn.Linear(width, out, bias=last_bias and not last_norm))
     if last_norm:
-        parts.append(GlobalBatchNorm1d(out, affine=False))
+        final = GlobalBatchNorm1d(out, affine=last_scale)
+        final.register_parameter("bias", None)
+        parts.append(final)
     return nn.Sequential(*parts)
 
 

@@ -19,20 +19,21 @@ class ImageTextConfig(ObjectiveConfig):
     mean: tuple[float, ...] = Field((0.48145466, 0.4578275, 0.40821073), description="per channel, of pixels in [0, 1]")
     std: tuple[float, ...] = Field((0.26862954, 0.26130258, 0.27577711), description="per channel, of pixels in [0, 1]")
     text_model: str = Field("", description="transformers directory whose text tower to start from; empty: a new one")
-    vocabulary: int = Field(49408, gt=4, description="tokens of a new text tower")
-    text_length: int = Field(77, gt=2, description="tokens a caption is cut or padded to")
-    text_width: int = Field(512, gt=0, description="width of a new text tower")
-    text_depth: int = Field(12, gt=0, description="layers of a new text tower")
-    text_heads: int = Field(8, gt=0, description="attention heads of a new text tower")
-    dim: int = Field(512, gt=0, description="width of the shared space")
-    crop_scale: tuple[float, float] = Field((0.9, 1.0), description="share of the image that a crop takes")
-    flip: float = Field(0.0, ge=0, le=1, description="probability of a flip; captions may say left or right")
+    vocabulary: int = Field(gt=4, description="tokens of a new text tower")
+    text_length: int = Field(gt=2, description="tokens a caption is cut or padded to")
+    text_width: int = Field(gt=0, description="width of a new text tower")
+    text_depth: int = Field(gt=0, description="layers of a new text tower")
+    text_heads: int = Field(gt=0, description="attention heads of a new text tower")
+    dim: int = Field(gt=0, description="width of the shared space; of SigLIP the image tower's, when it is published")
+    crop_scale: tuple[float, float] = Field(description="share of the image that a crop takes")
+    flip: float = Field(ge=0, le=1, description="probability of a flip; captions may say left or right")
 
 
 class ImageText(Objective):
     """Image tower (backbone, projection) and text tower into one space; subclasses bring scale and loss."""
 
-    Config = ImageTextConfig
+    Config: ClassVar[type[ObjectiveConfig]] = ImageTextConfig
+    reads = "caption"
     text_family: ClassVar[str]
 
     logit_scale: nn.Parameter
@@ -52,7 +53,9 @@ class ImageText(Objective):
 
     @classmethod
     def view_plan(cls, config: Any) -> ViewPlan:
-        crop = CropPlan("image", 1, config.image_size, config.crop_scale, flip_p=config.flip)
+        crop = CropPlan(
+            "image", 1, config.image_size, config.crop_scale, flip_p=config.flip, interpolation=config.interpolation
+        )
         return ViewPlan((crop,), tokens=config.text_length)
 
     def encode_image(self, images: Tensor) -> Tensor:
@@ -70,3 +73,10 @@ class ImageText(Objective):
     def embed_pair_space(self, images: Tensor) -> Tensor:
         """uint8 (B, H, W, C) -> unit vectors in the shared space, for zero-shot and retrieval."""
         return self.encode_image(self.normalise(images))
+
+    def fill_transformers(self, model: Any) -> None:
+        """The text tower without its projection, and the logit scale."""
+        tower = self.text.state_dict()
+        inner = {k.removeprefix("text_model."): v for k, v in tower.items() if not k.startswith("text_projection.")}
+        model.text_model.load_state_dict(inner)
+        model.logit_scale.copy_(self.logit_scale)

@@ -190,3 +190,11 @@ def vision_settings(backbone: nn.Module) -> dict[str, Any]:
         "image_size": patch.img_size[0], "patch_size": patch.patch_size[0], "num_channels": patch.proj.in_channels,
         "layer_norm_eps": norms[0], "hidden_act": _CLASSES.get(type(block.mlp.act).__name__, "gelu"),
     }  # fmt: skip
+
+
+def dinov2_model(settings: dict[str, Any]) -> Any:
+    """An empty Dinov2Model of these sizes, as `vision_settings` names them."""
+    import transformers as tf
+
+    sizes = {key: value for key, value in settings.items() if key != "intermediate_size"}
+    return tf.Dinov2Model(tf.Dinov2Config(**sizes, mlp_ratio=settings["intermediate_size"] // settings["hidden_size"]))

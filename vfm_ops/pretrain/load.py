@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from vfm_ops.errors import UsageError, WeightsUnavailable
 from vfm_ops.pretrain.backbones import build_backbone
 from vfm_ops.pretrain.layouts import timm_arguments, to_timm
+from vfm_ops.torch_state import keeps_torch_state
 
 
 def read_config(directory: str | Path) -> dict[str, Any]:
@@ -26,6 +27,7 @@ def read_config(directory: str | Path) -> dict[str, Any]:
         raise UsageError(f"{path} is no JSON: {error}") from error
 
 
+@keeps_torch_state()
 def load_backbone(directory: str | Path) -> nn.Module:
     """A timm model without classifier, with the weights of a directory in timm's or in transformers' layout.
 
@@ -94,6 +96,7 @@ def _shapes(module: nn.Module) -> dict[str, Any]:
     return {k: v.shape for k, v in module.state_dict().items() if not k.endswith("relative_position_index")}
 
 
+@keeps_torch_state()
 def load_projection(directory: str | Path) -> Tensor | None:
     """CLIP's image projection (dim, width) of a transformers directory, None where it has none (SigLIP, timm)."""
     from transformers import AutoConfig, CLIPModel

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vfm_ops.pretrain.layouts import from_timm, to_timm
-from vfm_ops.pretrain.mae import MAEDecoder
+from vfm_ops.pretrain.mae_decoder import MAEDecoder
 
 _OUTER = {
     "decoder_embed.weight": "embed.weight", "decoder_embed.bias": "embed.bias", "mask_token": "mask_token",

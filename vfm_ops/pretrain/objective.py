@@ -11,66 +11,81 @@ Everything that has a memory (teacher, queue, centre, logit scale) is a paramete
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
-from vfm_ops.pretrain.augment import ViewPlan
-from vfm_ops.pretrain.backbones import build_backbone
+from vfm_ops.pretrain.augment import Interpolation, ViewPlan
+from vfm_ops.pretrain.backbones import build_backbone, set_drop_path
 from vfm_ops.pretrain.load import load_backbone
-from vfm_ops.pretrain.param_groups import param_groups
+from vfm_ops.pretrain.param_groups import NoDecay, param_groups
+from vfm_ops.pretrain.presets import Preset
+from vfm_ops.pretrain.recipe import Recipe, choose, patch_side
 
 Batch = dict[str, Tensor]
 
 
 class ObjectiveConfig(BaseModel):
-    """Settings that all objectives share. Each objective's own defaults are its paper's."""
+    """Settings that all objectives share. A key that is left out takes the value of the recipe that the others choose."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    backbone: str = Field("vit_base_patch16_224", description="timm model name")
+    recipes: ClassVar[tuple[Recipe, ...]] = ()
+
+    backbone: str = Field(description="timm model name")
     weights: str = Field(
         "", description="timm or transformers directory whose backbone to start from; `backbone` is then unused"
     )
-    backbone_args: dict[str, Any] = Field(
-        {}, description="timm model arguments, such as patch_size, depth, drop_path_rate"
-    )
+    backbone_args: dict[str, Any] = Field({}, description="timm model arguments, such as patch_size, depth, embed_dim")
+    drop_path: float = Field(ge=0, lt=1, description="stochastic depth of a ViT: rate of the last block")
     image_size: int = Field(224, gt=0, description="side of the (global) views in pixels")
     channels: int = Field(3, gt=0, description="image channels")
     mean: tuple[float, ...] = Field((0.485, 0.456, 0.406), description="per channel, of pixels in [0, 1]")
     std: tuple[float, ...] = Field((0.229, 0.224, 0.225), description="per channel, of pixels in [0, 1]")
     flip: float = Field(0.5, ge=0, le=1, description="probability of a horizontal flip")
+    interpolation: Interpolation = Field(
+        description="of crops, antialiased; area: OpenCV's area filter, fast and softer, linear upwards"
+    )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_from_recipe(cls, data: Any) -> Any:
+        if not cls.recipes or not isinstance(data, dict):
+            return data
+        filled = {**choose(cls.recipes, data).model_values(), **data}
+        side = patch_side(filled)
+        if side and "patch" in filled and "patch" not in data:
+            filled["patch"] = side
+        if side and "local_size" in filled and "local_size" not in data:
+            filled["local_size"] = -(-filled["local_size"] // side) * side  # DINOv2: 96, and 98 for patches of 14
+        return filled
 
-class TrainDefaults(BaseModel):
-    """How the paper trains: read by TrainConfig where the user leaves a key out."""
-
-    optimizer: str = "adamw"
-    base_lr: float = 1e-3
-    lr_scaling: str = "linear256"
-    betas: tuple[float, float] = (0.9, 0.999)
-    weight_decay: float = 0.05
-    weight_decay_end: float | None = None
-    warmup_epochs: float = 10
-    epochs: int = 100
-    clip_grad: float | None = None
-    layer_decay: float = 1.0
-    patch_embed_lr_scale: float = 1.0
-    batch_size: int = 1024
+    def timm_arguments(self) -> dict[str, Any]:
+        """Arguments of the timm model: what the objective asks of its network, then what the user said."""
+        return self.backbone_args
 
 
 class Objective(nn.Module):
-    """Base of all objectives. Subclasses set `name`, `Config`, `defaults`, and define `view_plan`, `encode`, `loss`."""
+    """Base of all objectives. Subclasses set `name` and `Config`, define `view_plan`, `encode`, `loss`, and are registered."""
 
     name: ClassVar[str]
     Config: ClassVar[type[ObjectiveConfig]] = ObjectiveConfig
-    defaults: ClassVar[TrainDefaults] = TrainDefaults()
     # Whether a sample's loss depends on the others of its batch, so that micro-batches must be put together again.
     batch_coupled: bool = True
     # Whether kNN is a fair gate; MAE and BEiT are judged by a probe (their features are not linear in class distance).
     knn_gate: ClassVar[bool] = True
+    # Whether every block is dropped at the same rate; else it rises from 0 at the first block.
+    uniform_drop_path: ClassVar[bool] = False
+    # The column, beside its picture, that every sample must have a value of.
+    reads: ClassVar[Literal["label", "caption"] | None] = None
+    # What a report draws of it: `reconstruct`'s pictures, or the attention of the backbone's class token.
+    drawing: ClassVar[Literal["reconstruction", "attention"] | None] = None
+    # transformers' class that prepares pictures for the exported model.
+    image_processor: ClassVar[str] = "ViTImageProcessor"
+    # Settings that learn within minutes from small pictures; None: there is no such preset.
+    small: ClassVar[Preset | None] = None
 
     def __init__(self, config: ObjectiveConfig) -> None:
         super().__init__()
@@ -78,7 +93,10 @@ class Objective(nn.Module):
         if config.weights:
             self.backbone = load_backbone(config.weights)
         else:
-            self.backbone = build_backbone(config.backbone, config.image_size, config.channels, config.backbone_args)
+            args = config.timm_arguments()
+            self.backbone = build_backbone(config.backbone, config.image_size, config.channels, args)
+        if config.drop_path and "drop_path_rate" not in config.backbone_args:
+            set_drop_path(self.backbone, config.drop_path, uniform=self.uniform_drop_path)
         self.width: int = self.backbone.num_features
         shape = (1, config.channels, 1, 1)
         self.register_buffer(
@@ -118,9 +136,14 @@ class Objective(nn.Module):
     def after_step(self) -> None:
         """After the optimiser's step: momentum networks, clamps."""
 
-    def param_groups(self, layer_decay: float = 1.0, patch_embed_lr_scale: float = 1.0) -> list[dict]:
+    def param_groups(
+        self,
+        layer_decay: float = 1.0,
+        patch_embed_lr_scale: float = 1.0,
+        no_decay: NoDecay = "vectors_and_tokens",
+    ) -> list[dict]:
         """Optimiser groups; see `vfm_ops.pretrain.param_groups`."""
-        return param_groups(self, "backbone", layer_decay, patch_embed_lr_scale)
+        return param_groups(self, "backbone", layer_decay, patch_embed_lr_scale, no_decay)
 
     def normalise(self, views: Tensor) -> Tensor:
         """uint8 (..., H, W, C) as workers deliver them -> float (N, C, H, W), normalised; leading dimensions flattened."""
@@ -134,6 +157,16 @@ class Objective(nn.Module):
     def evaluation_backbone(self) -> nn.Module:
         """The network to evaluate and export: the teacher where there is one that is the better model."""
         return self.backbone
+
+    def transformers_model(self, backbone: nn.Module, settings: dict[str, Any]) -> Any:
+        """An empty transformers model of a ViT's sizes with what the objective has beside it; None: one of the ViT alone.
+
+        settings: as transformers' vision configs name the sizes of `backbone`.
+        """
+        return None
+
+    def fill_transformers(self, model: Any) -> None:
+        """Writes what is not the backbone's into the model that `transformers_model` made, in place."""
 
     @torch.no_grad()
     def embed(self, images: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ step `stepper.step_index`. The state it returns is the same on every rank, save 
 from __future__ import annotations
 
 import contextlib
+import json
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,9 @@ from vfm_ops.pretrain.losses.collective import all_reduce_detached, world_size
 from vfm_ops.pretrain.monitor import CollapseAlarm, effective_rank, representative, spread
 from vfm_ops.pretrain.objective import Objective
 from vfm_ops.pretrain.train_config import TrainConfig
+
+# Of LARS: a layer moves by this share of its norm, times the learning rate.
+TRUST_COEFFICIENT = 0.001
 
 
 class TrainingDiverged(VfmError):
@@ -65,10 +69,17 @@ class Stepper:
         self.collapse_message: str | None = None  # the alarm's latest sentence
 
     def _build_optimizer(self) -> torch.optim.Optimizer:
-        groups = self.objective.param_groups(self.config.layer_decay, self.config.patch_embed_lr_scale)
-        if self.config.optimizer == "sgd":
-            return torch.optim.SGD(groups, lr=1.0, momentum=0.9)
-        return torch.optim.AdamW(groups, lr=1.0, betas=self.config.betas)
+        c = self.config
+        groups = self.objective.param_groups(c.layer_decay, c.patch_embed_lr_scale, c.no_decay)
+        if c.optimizer == "sgd":
+            return torch.optim.SGD(groups, lr=1.0, momentum=c.sgd_momentum)
+        if c.optimizer == "lars":
+            from timm.optim import Lars
+
+            for group in groups:  # what does not decay is not adapted either, whatever the weight decay is
+                group["always_adapt"] = group["wd_scale"] > 0
+            return Lars(groups, lr=1.0, momentum=c.sgd_momentum, trust_coeff=TRUST_COEFFICIENT)
+        return torch.optim.AdamW(groups, lr=1.0, betas=c.betas, eps=c.eps)
 
     def step(self, batch: dict[str, np.ndarray] | dict[str, Tensor]) -> dict[str, float]:
         """One optimiser step on this rank's share of the batch. Returns loss, lr and the objective's logs as floats, means
@@ -107,7 +118,8 @@ class Stepper:
         if self.average_gradients and world_size() > 1:
             average_gradients(self.objective)
         if self.config.clip_grad:
-            nn.utils.clip_grad_norm_(self.objective.parameters(), self.config.clip_grad)
+            for parameters in clip_groups(self.objective, self.config.clip_by):
+                clip_gradients(parameters, self.config.clip_grad)
         self.objective.after_backward()
         self.optimizer.step()
         self.objective.after_step()
@@ -118,7 +130,11 @@ class Stepper:
         x_BD = representative(features)
         if x_BD is not None and len(x_BD) > 1:
             logs |= {"effective_rank": effective_rank(x_BD[:512]), "spread": spread(x_BD)}
-        message = self.alarm.observe(logs)
+        # Layer scales of 1e-5 (DINOv2) give all images nearly the same class token until the warm-up has raised them, which
+        # is no collapse: till then only targets are watched.
+        warming = self.step_index < self.lr.warmup
+        watched = {k: v for k, v in logs.items() if not warming or k not in ("effective_rank", "spread")}
+        message = self.alarm.observe(watched)
         if message is None:
             return
         logs["collapse"] = 1.0  # logs are numbers; the sentence is in collapse_message
@@ -145,7 +161,7 @@ class Stepper:
         """Resumes. Raises UsageError when the checkpoint is of another objective, config or data size, naming what differs."""
         check_same_run(state, self.state_header())
         self.objective.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.optimizer.load_state_dict(regroup(state["optimizer"], self.optimizer))
         self.step_index = int(state["step"])
         self.alarm.counts = dict(state["alarm"])
         torch.set_rng_state(state["random"]["cpu"].cpu())
@@ -164,21 +180,84 @@ class Stepper:
 
 # Settings that may change between a checkpoint and its resume without making it another run.
 _FREE = {"accumulate", "precision", "grad_checkpointing", "monitor_every", "on_collapse"}
+# What runs did before these keys were: a checkpoint that lacks a key was written then, and can go on with these.
+_BEFORE: dict[str, Any] = {
+    "drop_path": 0.0, "interpolation": "area", "fixed_positions": False, "saturation": 0.5, "layer_scale": 0.0,
+    "projection_layers": 2, "projection_norm": False, "projector_layers": 3, "predictor_norm": True,
+    "shared_position_bias": False, "jitter_probability": 0.8, "rand_augment": 0.0, "erase": 0.0,
+    "eps": 1e-8, "sgd_momentum": 0.9, "no_decay": "vectors_and_tokens", "warmup_steps": None, "clip_by": "all",
+}  # fmt: skip
 
 
 def check_same_run(state: dict[str, Any], mine: dict[str, Any]) -> None:
-    """Raises UsageError naming the first setting in which a checkpoint and this run differ."""
+    """Raises UsageError naming the first setting in which a checkpoint and this run differ, and all that would restore it."""
     for part, want in mine.items():
         have = state.get(part)
-        if isinstance(want, dict) and isinstance(have, dict):
-            for key in sorted(set(want) | set(have)):
-                if key not in _FREE and have.get(key) != want.get(key):
-                    raise UsageError(
-                        f"the checkpoint is of another config: {part}.{key} was {have.get(key)!r}, now {want.get(key)!r}; "
-                        "restore the setting, or start a new run in another folder"
-                    )
-        elif have != want:
-            raise UsageError(f"the checkpoint is of another run: {part} was {have!r}, now {want!r}; use another folder")
+        if not isinstance(want, dict) or not isinstance(have, dict):
+            if have != want:
+                raise UsageError(
+                    f"the checkpoint is of another run: {part} was {have!r}, now {want!r}; use another folder"
+                )
+            continue
+        was = {
+            key: have.get(key, _BEFORE.get(key, want.get(key)))
+            for key in sorted(set(want) | set(have))
+            if key not in _FREE
+        }
+        differing = [key for key in was if was[key] != want.get(key)]
+        if differing:
+            first, settings = differing[0], " ".join(f"{key}={json.dumps(was[key])}" for key in differing)
+            raise UsageError(
+                f"the checkpoint is of another config: {part}.{first} was {was[first]!r}, now {want.get(first)!r}; go on "
+                f"with what it was ({settings}), or start a new run in another folder"
+            )
+
+
+def regroup(saved: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """A saved optimiser's state under this optimiser's groups, parameter by parameter, by name.
+
+    Groups follow from the settings and from this code: a later version may decay or scale a parameter otherwise, or leave
+    one out. The state of a parameter that learns no more is dropped.
+    """
+    if not all("names" in group for group in saved["param_groups"]):
+        return saved
+    slots = {
+        name: saved["state"][index]
+        for group in saved["param_groups"]
+        for name, index in zip(group["names"], group["params"])
+        if index in saved["state"]
+    }
+    current = optimizer.state_dict()
+    placed = ((name, i) for g in current["param_groups"] for name, i in zip(g["names"], g["params"]))
+    return {**current, "state": {index: slots[name] for name, index in placed if name in slots}}
+
+
+@torch.no_grad()
+def clip_gradients(parameters: list[nn.Parameter], limit: float) -> None:
+    """Scales the gradients of these parameters so that their joint norm is at most `limit`; sharded ones and whole ones may
+    be mixed, which torch's own clipping refuses."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    sharded = [g for g in gradients if hasattr(g, "full_tensor")]
+    whole = [g for g in gradients if not hasattr(g, "full_tensor")]
+    norms = [nn.utils.get_total_norm(whole)] if whole else []
+    norms += [nn.utils.get_total_norm(sharded).full_tensor()] if sharded else []
+    if not norms:
+        return
+    norm = torch.linalg.vector_norm(torch.stack(norms))
+    scale = (limit / (norm + 1e-6)).clamp(max=1.0)
+    for gradient in gradients:
+        gradient.mul_(scale)
+
+
+def clip_groups(objective: nn.Module, clip_by: str) -> list[list[nn.Parameter]]:
+    """Parameters whose gradients are clipped together. A mask token belongs to the backbone, as in the authors' networks."""
+    parameters = [p for p in objective.parameters() if p.requires_grad]
+    if clip_by == "parameter":
+        return [[p] for p in parameters]
+    if clip_by == "all":
+        return [parameters]
+    own = list(objective.parameters(recurse=False))
+    return [list(m.parameters()) + (own if name == "backbone" else []) for name, m in objective.named_children()]
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from vfm_ops.errors import UsageError, WeightsUnavailable
+from vfm_ops.torch_state import keeps_torch_state
 
 PAD, UNKNOWN, BEGIN, END = "<pad>", "<unk>", "<bos>", "<eos>"
 Tokenize = Callable[[str, int], np.ndarray]
@@ -94,6 +95,7 @@ def build_text_tower(
     return SiglipTextModel(SiglipTextConfig(projection_size=projection, **shared))
 
 
+@keeps_torch_state()
 def load_text_tower(family: str, directory: str | Path) -> Any:
     """The text tower of a local transformers CLIP or SigLIP directory; the network is never asked."""
     from transformers import AutoConfig, CLIPModel, CLIPTextModelWithProjection, SiglipModel, SiglipTextModel

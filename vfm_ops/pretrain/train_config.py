@@ -1,15 +1,16 @@
-"""How to train: one documented config; keys that are left out take the objective's paper's values."""
+"""How to train: one documented config; keys that are left out take the values of the authors' recipe."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vfm_ops.errors import UsageError
-from vfm_ops.pretrain.objective import TrainDefaults
-from vfm_ops.pretrain.registry import describe, objective_class
+from vfm_ops.pretrain.param_groups import NoDecay
+from vfm_ops.pretrain.registry import describe, recipe_of
 from vfm_ops.pretrain.schedules import Cosine
 
 
@@ -18,24 +19,33 @@ class TrainConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    optimizer: Literal["adamw", "sgd"] = Field("adamw", description="AdamW, or SGD with momentum 0.9")
+    optimizer: Literal["adamw", "sgd", "lars"] = Field("adamw", description="lars: SGD at a rate of each layer's own")
     base_lr: float = Field(1e-3, gt=0, description="learning rate at the reference batch of lr_scaling")
     lr_scaling: Literal["linear256", "linear512", "sqrt1024", "none"] = Field(
         "linear256", description="lr = base_lr * B / 256, B / 512, sqrt(B / 1024), or as it is"
     )
     min_lr: float = Field(0.0, ge=0, description="learning rate at the end of the cosine")
     betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW's betas")
+    eps: float = Field(1e-8, gt=0, description="AdamW's epsilon")
+    sgd_momentum: float = Field(0.9, ge=0, lt=1, description="of SGD and LARS")
     weight_decay: float = Field(0.05, ge=0, description="at the start")
     weight_decay_end: float | None = Field(None, ge=0, description="at the end of the cosine; null: constant")
+    no_decay: NoDecay = Field("vectors_and_tokens", description="what weight decay leaves out")
     warmup_epochs: float = Field(10, ge=0, description="linear warm-up of the learning rate")
+    warmup_steps: int | None = Field(None, ge=0, description="length of the warm-up in steps, instead of warmup_epochs")
     epochs: float = Field(100, gt=0, description="passes over the data")
-    clip_grad: float | None = Field(None, gt=0, description="clip the gradient's global norm at this")
+    clip_grad: float | None = Field(None, gt=0, description="clip the gradient's norm at this")
+    clip_by: Literal["all", "module", "parameter"] = Field(
+        "all", description="whose norm: of all parameters, of backbone and heads apart, of each parameter"
+    )
     layer_decay: float = Field(
         1.0, gt=0, le=1, description="factor of the learning rate from layer to layer, downwards"
     )
     patch_embed_lr_scale: float = Field(1.0, ge=0, description="factor for the patch embedding's learning rate")
     batch_size: int = Field(1024, gt=0, description="samples of a step, all ranks together")
-    accumulate: int = Field(1, gt=0, description="micro-batches a rank's share is cut into; exact for every objective")
+    accumulate: int = Field(
+        1, gt=0, description="micro-batches a rank's share is cut into; exact, but for what is random"
+    )
     precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16: autocast; weights and losses stay fp32")
     grad_checkpointing: bool = Field(False, description="recompute blocks in the backward pass to save memory")
     seed: int = Field(0, description="of initialisation, data order and augmentation")
@@ -58,7 +68,9 @@ class TrainConfig(BaseModel):
 
     def lr_schedule(self, samples: int) -> Cosine:
         """lr by step."""
-        warmup = round(self.warmup_epochs * samples / self.batch_size)
+        warmup = self.warmup_steps
+        if warmup is None:
+            warmup = round(self.warmup_epochs * samples / self.batch_size)
         return Cosine(
             self.learning_rate(), self.min_lr, self.total_steps(samples), min(warmup, self.total_steps(samples))
         )
@@ -69,11 +81,16 @@ class TrainConfig(BaseModel):
         return Cosine(self.weight_decay, end, self.total_steps(samples))
 
 
-def train_config(objective: str, **settings: Any) -> TrainConfig:
-    """The objective's paper's settings, overridden by `settings`. UsageError names the key that is wrong."""
-    defaults: TrainDefaults = objective_class(objective).defaults
+def train_config(objective: str, model: Mapping[str, Any] | None = None, **settings: Any) -> TrainConfig:
+    """The authors' settings for this objective, overridden by `settings`. UsageError names the key that is wrong.
+
+    model: the objective's settings, whose version and backbone choose the recipe.
+    """
+    defaults = recipe_of(objective, model or {}).training_values()
+    if "warmup_epochs" in settings:
+        defaults.pop("warmup_steps", None)  # who asks for epochs does not want the recipe's steps
     try:
-        config = TrainConfig(**{**defaults.model_dump(), **settings})
+        config = TrainConfig(**{**defaults, **settings})
     except ValidationError as error:
         raise UsageError(describe(error, "training", list(TrainConfig.model_fields))) from error
     if config.batch_size % config.accumulate:

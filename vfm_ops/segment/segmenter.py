@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from vfm_ops.errors import UsageError
 from vfm_ops.segment.geometry import Geometry
 from vfm_ops.segment.prompts import ImagePrompt, grouped, image_prompts
+from vfm_ops.torch_state import keeps_torch_state
 from vfm_ops.track.frames import checked_rgb
 
 
@@ -186,6 +187,7 @@ class Segmenter:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self.device, dtype)
 
 
+@keeps_torch_state()
 def load_segmenter(spec: str, *, device: str = "auto", prompts_at_once: int = 64) -> Segmenter:
     """`sam:facebook/sam-vit-base`, `sam2:facebook/sam2.1-hiera-tiny`, a hub id, or a folder (image or video checkpoint).
 
@@ -193,17 +195,20 @@ def load_segmenter(spec: str, *, device: str = "auto", prompts_at_once: int = 64
     """
     from transformers import Sam2Config, Sam2Model, SamModel
 
-    from vfm_ops.runtime import resolve_device
-    from vfm_ops.segment.checkpoint import find_checkpoint, load_model, preprocessing
+    from vfm_ops.models.checkpoint import processor_settings
+    from vfm_ops.models.device import resolve_device
+    from vfm_ops.models.resolve import find_checkpoint
+    from vfm_ops.models.weights import load_transformers
     from vfm_ops.track.network import IMAGENET_MEAN, IMAGENET_STD
 
-    folder, config = find_checkpoint(spec, "segment")
+    checkpoint = find_checkpoint(spec, "segment")
+    folder, config = checkpoint.folder, checkpoint.config
     first = config["model_type"] == "sam"
     parts = ("vision_config", "prompt_encoder_config", "mask_decoder_config")
     # A video checkpoint has an image model's parts and more; only those parts are built.
     own = Sam2Config(**{k: config[k] for k in parts}) if config["model_type"] == "sam2_video" else None
-    model = load_model(SamModel if first else Sam2Model, folder, own)
-    settings = preprocessing(folder)
+    model = load_transformers(SamModel if first else Sam2Model, folder, own)
+    settings = processor_settings(folder)
     geometry = Geometry(
         int(model.config.prompt_encoder_config.image_size),
         first,

@@ -5,15 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from vfm_ops.errors import UsageError
+from vfm_ops.torch_state import keeps_torch_state
 
 if TYPE_CHECKING:
-    from vfm_ops.runtime import Precision, RuntimeName
+    from vfm_ops.models.runtime import Precision, RuntimeName
     from vfm_ops.track.network import ImageEncoder, Sam2Network
     from vfm_ops.track.tracker import Sam2Tracker, TrackerSettings
 
 Dtype = Literal["auto", "float32", "bfloat16"]
 
 
+@keeps_torch_state()
 def load_network(spec: str, *, device: str = "auto", dtype: Dtype = "auto") -> Sam2Network:
     """A SAM 2 / 2.1 video checkpoint: `sam2:facebook/sam2.1-hiera-tiny`, a hub id, or a folder.
 
@@ -23,18 +25,20 @@ def load_network(spec: str, *, device: str = "auto", dtype: Dtype = "auto") -> S
     import torch
     from transformers import Sam2VideoModel
 
-    from vfm_ops.runtime import resolve_device
-    from vfm_ops.segment.checkpoint import find_checkpoint, load_model, preprocessing
+    from vfm_ops.models.checkpoint import processor_settings
+    from vfm_ops.models.device import resolve_device
+    from vfm_ops.models.resolve import find_checkpoint
+    from vfm_ops.models.weights import load_transformers
     from vfm_ops.track.network import IMAGENET_MEAN, IMAGENET_STD, Sam2Network
 
-    folder, _ = find_checkpoint(spec, "track")
+    folder = find_checkpoint(spec, "track").folder
     where = resolve_device(device)
     if dtype not in ("auto", "float32", "bfloat16"):
         raise UsageError(f"dtype {dtype!r} is unknown: use auto, float32 or bfloat16")
     low = dtype == "bfloat16" or (dtype == "auto" and where != "cpu")
-    settings = preprocessing(folder)
+    settings = processor_settings(folder)
     return Sam2Network(
-        load_model(Sam2VideoModel, folder),
+        load_transformers(Sam2VideoModel, folder),
         where,
         torch.bfloat16 if low else torch.float32,
         settings.get("image_mean", IMAGENET_MEAN),
@@ -70,7 +74,7 @@ def compile_image_encoder(
     import numpy as np
     from torch import Tensor
 
-    from vfm_ops.runtime import compile_module
+    from vfm_ops.models.runtime import compile_module
 
     example = np.zeros((1, network.image_size, network.image_size, 3), np.uint8)
     compiled = compile_module(

@@ -104,7 +104,7 @@ def write_videos(
 ) -> Path:  # fmt: skip
     """Clips 0 ... count - 1 as H.264 mp4 with sidecar captions and MOT folders. Returns the path of the YouTube-VIS file."""
     if world.height % 2 or world.width % 2:
-        raise UsageError(f"videos need even sides, not {world.width}x{world.height}; choose another --size")
+        raise UsageError(f"videos need even sides, not {world.width}x{world.height}; choose another `size`")
     folder = out / "videos"
     folder.mkdir(parents=True, exist_ok=True)
     videos: list[dict[str, Any]] = []
@@ -192,7 +192,7 @@ def write_corpus(
 ) -> None:  # fmt: skip
     """Stills, clips, truth and settings under `out`, which must be empty or absent.."""
     if out.exists() and any(out.iterdir()):
-        raise UsageError(f"{out} is not empty; choose a new --out or remove it")
+        raise UsageError(f"{out} is not empty; choose a new `out` or remove it")
     out.mkdir(parents=True, exist_ok=True)
     settings = asdict(world) | {"images": images, "videos": videos, "frames": frames, "shots": shots, "fps": fps}
     (out / "world.json").write_text(json.dumps(settings, indent=1) + "\n")

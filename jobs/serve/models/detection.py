@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from jobs.serve.models.held import Held
+from jobs.serve.models.loading import LoadedModel
 from jobs.serve.settings import ModelChoice, RequestLimits
 from jobs.serve.uploads import Decoder
 
@@ -18,7 +18,7 @@ class Detection:
 
         chosen = ModelChoice(**choice)
         self._decoder = Decoder(RequestLimits(**limits).media())
-        self._detector = Held(
+        self._detector = LoadedModel(
             lambda: load_detector(chosen.spec, device=chosen.device, precision=chosen.precision), chosen.is_eager
         )
         self._one_at_a_time = asyncio.Lock()

@@ -1,6 +1,6 @@
-"""Embedding replicas: several models each, requests of many clients joined into one pass.
+"""Embedding replicas: several models each, requests of many clients batched dynamically.
 
-bytes ──joined, sandbox──▶ views ──joined, model──▶ each request's vectors
+bytes ──batched, sandbox──▶ views ──batched, model──▶ each request's vectors
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 from ray import serve
 
-from jobs.serve.joining import Joined
-from jobs.serve.models.held import load_or_say
+from jobs.serve.batching import DynamicBatcher
+from jobs.serve.models.loading import load_or_unavailable
 from jobs.serve.settings import EmbedChoice, RequestLimits
 from jobs.serve.uploads import Decoder, checked
-from pipelines.search import Column, load_same
+from pipelines.search.columns import Column, load_same
 from vfm_ops.errors import MediaError
-from vfm_ops.runtime import cpu_count, resolve_device
+from vfm_ops.models.device import cpu_count, resolve_device
 
 MOST_REMEMBERED_TEXTS = 4096
 
@@ -41,10 +41,10 @@ class EmbeddingModel:
     def __init__(self, column: Column, choice: EmbedChoice, decoder: Decoder) -> None:
         self.embedder = load_same(column, choice.device)
         view, batch = self.embedder.view, choice.batch or default_batch(choice.device)
-        self._decode = Joined[bytes, np.ndarray | MediaError](
+        self._decode = DynamicBatcher[bytes, np.ndarray | MediaError](
             lambda images: decoder.views(images, view), batch, choice.decoders
         )
-        self._pass = Joined(self._run, batch, at_once=2)
+        self._pass = DynamicBatcher(self._run, batch, at_once=2)
         self._texts: dict[str, np.ndarray] = {}
         self._text_lock = asyncio.Lock()
 
@@ -85,7 +85,7 @@ class Embedding:
         async def load(key: str) -> EmbeddingModel:
             column = Column(**json.loads(key))
             make = partial(EmbeddingModel, column, self._choice, self._decoder)
-            return await asyncio.to_thread(load_or_say, make)
+            return await asyncio.to_thread(load_or_unavailable, make)
 
         # Not a decorated method: how many models fit is a setting.
         self._model = serve.multiplexed(max_num_models_per_replica=self._choice.models_at_once)(load)

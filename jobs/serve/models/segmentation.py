@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jobs.serve.models.held import Held
-from jobs.serve.sessions import Sessions
+from jobs.serve.models.loading import LoadedModel
+from jobs.serve.sessions import HoldsSessions, Sessions
 from jobs.serve.settings import ModelChoice, RequestLimits
 from jobs.serve.uploads import Decoder
 from vfm_ops.allocator import give_back_memory
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 EXPIRY_CHECKS_S = 5.0
 
 
-class Segmentation:
+class Segmentation(HoldsSessions):
     """The deployment. A session's requests all reach the replica that holds its encoding (hashed by the session's id)."""
 
     def __init__(self, choice: dict[str, Any], limits: dict[str, Any]) -> None:
@@ -28,7 +28,7 @@ class Segmentation:
 
         chosen, limit = ModelChoice(**choice), RequestLimits(**limits)
         self._decoder = Decoder(limit.media())
-        self._segmenter = Held(lambda: load_segmenter(chosen.spec, device=chosen.device), chosen.is_eager)
+        self._segmenter = LoadedModel(lambda: load_segmenter(chosen.spec, device=chosen.device), chosen.is_eager)
         self._sessions: Sessions[EncodedImage] = Sessions(limit.sessions, limit.session_s)
         self._one_at_a_time = asyncio.Lock()
         self._expiry = asyncio.get_running_loop().create_task(expire_for_ever(self._sessions))
@@ -48,14 +48,6 @@ class Segmentation:
         segmenter, encoded = await self._segmenter.get(), self._sessions.get(session)
         async with self._one_at_a_time:
             return await asyncio.to_thread(_candidates, segmenter, encoded, prompt, multimask)
-
-    async def close(self, session: str) -> bool:
-        """Forgets a session."""
-        return self._sessions.remove(session)
-
-    async def count(self) -> int:
-        """Open sessions."""
-        return len(self._sessions)
 
     def __del__(self) -> None:
         if hasattr(self, "_decoder"):

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jobs.serve.models.held import Held
+from jobs.serve.models.loading import LoadedModel
 from jobs.serve.models.segmentation import expire_for_ever
 from jobs.serve.problems import Problem
-from jobs.serve.sessions import Sessions
+from jobs.serve.sessions import HoldsSessions, Sessions
 from jobs.serve.settings import ModelChoice, RequestLimits
 from vfm_ops.errors import UsageError
 from vfm_ops.media.frame import DecodeSettings, Frame
@@ -57,7 +57,7 @@ class Following:
             self.position = min(self.prompts) if not started else frame_index
 
 
-class Tracking:
+class Tracking(HoldsSessions):
     """The deployment. A session's requests all reach the replica that holds it (hashed by the session's id)."""
 
     def __init__(self, choice: dict[str, Any], limits: dict[str, Any]) -> None:
@@ -65,7 +65,7 @@ class Tracking:
 
         chosen, limit = ModelChoice(**choice), RequestLimits(**limits)
         dtype = {"auto": "auto", "bf16": "bfloat16"}.get(chosen.precision, "float32")
-        self._network = Held(
+        self._network = LoadedModel(
             lambda: load_network(chosen.spec, device=chosen.device, dtype=dtype),  # type: ignore[arg-type]
             chosen.is_eager,
         )
@@ -95,8 +95,11 @@ class Tracking:
             "expires_s": self._sessions.expires_s,
         }
 
-    async def prompt(self, session: str, frame_index: int, object_id: int, prompt: dict[str, Any]) -> dict[str, Any]:
-        """Takes a prompt. Returns the frame from which tracking goes on. UsageError; Problem 404."""
+    async def prompt(
+        self, session: str, frame_index: int | None, object_id: int, prompt: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Takes a prompt; without `frame_index` on the frame nearest to its `pts_s`. Returns that frame, and the one from which
+        tracking goes on. UsageError; Problem 404."""
         from vfm_ops.track.prompts import Prompt, checked_box, checked_points
 
         following = self._sessions.get(session)
@@ -108,8 +111,15 @@ class Tracking:
             checked_points(made, "the prompt", *size)
         if box is not None:
             checked_box(np.asarray(box, np.float32), "the prompt", *size)
+        if frame_index is None:
+            # By the file's own clock: a rate would be a frame off wherever it varies.
+            frame_index = int(np.abs(following.probe.pts_s - prompt["pts_s"]).argmin())
         following.add(frame_index, made)
-        return {"next_frame": following.position, "objects": len({o for p in following.prompts.values() for o in p})}
+        return {
+            "frame_index": frame_index,
+            "next_frame": following.position,
+            "objects": len({o for p in following.prompts.values() for o in p}),
+        }
 
     async def stream(self, session: str, frames: int) -> AsyncIterator[dict[str, Any]]:
         """Tracks on from where the session is, at most `frames` frames; one dict a frame. UsageError before any prompt;
@@ -149,14 +159,6 @@ class Tracking:
                     yield await asyncio.to_thread(_track, following.tracker, frame, index, float(times[index]), prompts)
         finally:
             await asyncio.to_thread(decoded.close)  # type: ignore[attr-defined]
-
-    async def close(self, session: str) -> bool:
-        """Forgets a session."""
-        return self._sessions.remove(session)
-
-    async def count(self) -> int:
-        """Open sessions."""
-        return len(self._sessions)
 
     def __del__(self) -> None:
         if hasattr(self, "_sandbox"):

@@ -38,7 +38,7 @@ function find(query, chip) {
 }
 
 async function restart() {
-  Object.assign(state, { hits: [], next: 0, opened: -1, turn: state.turn + 1, loading: false });
+  Object.assign(state, { hits: [], next: 0, total: null, capped: false, opened: -1, turn: state.turn + 1, loading: false });
   grid.set([]);
   $("empty").hidden = true;
   await more();
@@ -53,6 +53,8 @@ async function more() {
     if (turn !== state.turn) return;
     state.hits = state.hits.concat(page.hits);
     state.next = page.next_offset;
+    state.total = page.total ?? state.total;
+    state.capped = page.capped;
     $("where").classList.remove("wrong");
     grid.set(state.hits, true);
   } catch (error) {
@@ -77,8 +79,9 @@ function fetchPage() {
 }
 
 function count() {
-  const n = state.hits.length, more_ = state.next !== null ? "+" : "";
-  $("count").textContent = state.query ? `${n}${more_} results` : state.total !== null && !filter() ? `${state.total.toLocaleString()} frames` : `${n}${more_} frames`;
+  const n = state.hits.length, many = (count) => `${count.toLocaleString()} ${state.query ? "results" : "frames"}`;
+  const more_ = state.next !== null ? "+" : "";
+  $("count").textContent = state.capped ? `the nearest ${many(n)}` : state.total !== null ? many(state.total) : many(n).replace(" ", `${more_} `);
   $("empty").hidden = n > 0;
   $("empty").textContent = state.query || filter() ? "Nothing matches. Try other words, or a wider filter." : "This lake has no frames yet. Run vfm process, and reload.";
 }
@@ -127,7 +130,7 @@ function caught(ids) {
 function tray() {
   const ids = [...state.picked.keys()];
   $("tray").hidden = !ids.length;
-  $("tray-count").textContent = `${ids.length} selected`;
+  $("tray-count").textContent = `${ids.length.toLocaleString()} selected`;
   $("tray-thumbs").replaceChildren(...ids.slice(-5).map((id) => {
     const image = new Image();
     image.src = frameUrl(id, true);
@@ -143,7 +146,7 @@ $("tray-form").onsubmit = async (event) => {
   event.preventDefault();
   try {
     const made = await call("selections", { method: "POST", body: { name: $("tray-name").value, frame_ids: [...state.picked.keys()] } });
-    toast(`Saved ${made.frames} frames as ${made.name}.`);
+    toast(`Saved ${made.frames.toLocaleString()} frames as ${made.name}.`);
     state.picked.clear();
     $("tray-name").value = "";
     tray();
@@ -216,7 +219,6 @@ theme();
 async function begin() {
   try {
     const [lake, models] = await Promise.all([call("lake"), call("models")]);
-    state.total = lake.tables.frames;
     $("columns").replaceChildren(...[...lake.filters.frames, ...lake.filters.assets].map((name) => new Option(name)));
     const columns = models.embed.filter((m) => m.column);
     $("model").replaceChildren(...columns.map((m) => new Option(m.model.split("/").pop(), m.model)));

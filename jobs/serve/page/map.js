@@ -1,9 +1,9 @@
 // Embeddings in the plane: points that can be zoomed, looked at, and caught with a lasso.
-import { call, frameUrl } from "./api.js";
+import { call, frameUrl, toast } from "./api.js";
 import { colourOf } from "./mask.js";
 
 export class EmbeddingMap {
-  // open(frameId): a point was clicked. caught(frameIds): the lasso closed.
+  // open(frameId): a point was clicked. caught(frameIds): the lasso closed; all frames inside, those that are not drawn too.
   constructor(root, { open, caught, isPicked }) {
     Object.assign(this, { root, open, caught, isPicked, points: null, zoom: 1, centre: [0, 0], lasso: null, drag: null, hover: -1 });
     this.canvas = root.querySelector("canvas");
@@ -16,21 +16,58 @@ export class EmbeddingMap {
 
   async load(model) {
     if (this.points && this.model === model) return this.draw();
-    const help = this.root.querySelector(".help"), text = help.textContent;
-    help.textContent = "Laying out the map …";
-    try {
+    await this.busy("Laying out the map …", async () => {
       this.points = await call(`map${model ? `?model=${encodeURIComponent(model)}` : ""}`);
       this.model = model;
-    } finally {
-      help.textContent = text;
-    }
+    });
     this.draw();
   }
 
+  // Says what is being done instead of how the map is used.
+  async busy(words, work) {
+    const help = this.root.querySelector(".help");
+    this.usage ??= help.textContent;
+    help.textContent = words;
+    try {
+      return await work();
+    } finally {
+      const shown = this.points?.frame_ids.length ?? 0, total = this.points?.total ?? 0;
+      const sample = total > shown ? ` · ${shown.toLocaleString()} of ${total.toLocaleString()} frames are drawn; a lasso takes all inside` : "";
+      help.textContent = this.usage + sample;
+    }
+  }
+
+  // All frames inside a polygon of the screen: the server knows those that are not drawn.
+  async take(corners) {
+    if (corners.length < 3) return this.caught([]);
+    const polygon = thinned(corners).map((corner) => this.unproject(corner));
+    const { version, frame_ids } = this.points;
+    try {
+      const body = { polygon, version, model: this.model || undefined };
+      const found = await this.busy("Looking inside …", () => call("map/inside", { method: "POST", body }));
+      this.caught(found.frame_ids);
+    } catch (error) {
+      toast(error.message);
+      if (error.status !== 409 || this.points.frame_ids !== frame_ids) return;
+      this.points = null;
+      await this.load(this.model).catch((again) => toast(again.message));
+    }
+  }
+
+  // Pixels of the screen for one unit of the map, across and down; a wide screen is filled.
+  scales() {
+    const { clientWidth: w, clientHeight: h } = this.canvas, down = Math.min(w, h) * 0.47 * this.zoom;
+    return [down * Math.max(1, Math.min(1.7, w / h)), down];
+  }
+
   project(i) {
-    const { clientWidth: w, clientHeight: h } = this.canvas, scale = Math.min(w, h) * 0.47 * this.zoom;
-    const stretch = Math.min(1.7, w / h);  // the map fills a wide screen
-    return [w / 2 + (this.points.x[i] - this.centre[0]) * scale * Math.max(1, stretch), h / 2 + (this.points.y[i] - this.centre[1]) * scale];
+    const { clientWidth: w, clientHeight: h } = this.canvas, [across, down] = this.scales();
+    return [w / 2 + (this.points.x[i] - this.centre[0]) * across, h / 2 + (this.points.y[i] - this.centre[1]) * down];
+  }
+
+  unproject([x, y]) {
+    const { clientWidth: w, clientHeight: h } = this.canvas, [across, down] = this.scales();
+    return [(x - w / 2) / across + this.centre[0], (y - h / 2) / down + this.centre[1]];
   }
 
   at(event) {
@@ -59,8 +96,8 @@ export class EmbeddingMap {
     if (!this.points) return;
     const at = this.at(event);
     if (this.drag) {
-      const scale = Math.min(this.canvas.clientWidth, this.canvas.clientHeight) * 0.47 * this.zoom;
-      this.centre = [this.centre[0] - (at[0] - this.drag[0]) / scale, this.centre[1] - (at[1] - this.drag[1]) / scale];
+      const [across, down] = this.scales();
+      this.centre = [this.centre[0] - (at[0] - this.drag[0]) / across, this.centre[1] - (at[1] - this.drag[1]) / down];
       this.drag = at;
       this.draw();
     } else if (this.lasso) {
@@ -80,7 +117,7 @@ export class EmbeddingMap {
       const i = this.nearest(this.at(event));
       if (i >= 0) this.open(this.points.frame_ids[i]);
     } else {
-      this.caught(this.points.frame_ids.filter((_, i) => inside(this.project(i), lasso)));
+      this.take(lasso);
     }
     this.draw();
   }
@@ -114,7 +151,7 @@ export class EmbeddingMap {
     else if (event.key === "Enter" && this.points) {
       // Without a pointer: all that is in sight.
       const { clientWidth: w, clientHeight: h } = this.canvas;
-      this.caught(this.points.frame_ids.filter((_, i) => inside(this.project(i), [[0, 0], [w, 0], [w, h], [0, h]])));
+      this.take([[0, 0], [w, 0], [w, h], [0, h]]);
     } else return;
     event.preventDefault();
     this.draw();
@@ -155,12 +192,9 @@ export class EmbeddingMap {
   }
 }
 
-// Even-odd rule.
-function inside([x, y], polygon) {
-  let odd = false;
-  for (let i = 0, j = polygon.length - 1; i < polygon.length; j = i++) {
-    const [xi, yi] = polygon[i], [xj, yj] = polygon[j];
-    if ((yi > y) !== (yj > y) && x < ((xj - xi) * (y - yi)) / (yj - yi) + xi) odd = !odd;
-  }
-  return odd;
+// A lasso has a corner for every move of the pointer; a server need not see them all.
+function thinned(corners) {
+  const step = Math.ceil(corners.length / 300);
+  const kept = corners.filter((_, i) => i % step === 0);
+  return kept.length < 3 ? corners : kept;
 }

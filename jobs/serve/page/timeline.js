@@ -2,7 +2,7 @@
 import { clock } from "./api.js";
 import { colourOf } from "./mask.js";
 
-const SHOTS = 26, LANE = 13;
+const SHOTS = 26, LANE = 13, LANES = 8;
 
 export class Timeline {
   // seek(seconds) is called for clicks, drags and arrow keys.
@@ -31,7 +31,7 @@ export class Timeline {
   set(values) {
     Object.assign(this, values);
     const lanes = this.tracks.length + this.live.length;
-    this.canvas.style.height = `${SHOTS + 10 + Math.min(lanes, 8) * LANE + 4}px`;
+    this.canvas.style.height = `${SHOTS + 10 + Math.min(lanes, LANES + 1) * LANE + 4}px`;
     this.canvas.setAttribute("aria-valuemax", this.duration.toFixed(1));
     this.draw();
   }
@@ -65,7 +65,13 @@ export class Timeline {
     });
     context.fillStyle = "#98a2b3";
     for (const frame of this.frames) context.fillRect(x(frame.pts_s) - 0.75, SHOTS + 2, 1.5, 5);
-    [...this.live, ...this.tracks].slice(0, 8).forEach((track, i) => this.lane(context, track, SHOTS + 11 + i * LANE, x));
+    const lanes = [...this.live, ...this.tracks];
+    lanes.slice(0, LANES).forEach((track, i) => this.lane(context, track, SHOTS + 11 + i * LANE, x));
+    if (lanes.length > LANES) {
+      context.fillStyle = "#98a2b3";
+      context.font = "11px system-ui";
+      context.fillText(`and ${lanes.length - LANES} more`, 6, SHOTS + 20 + LANES * LANE);
+    }
     context.fillStyle = "#ffd43b";
     context.fillRect(x(this.now) - 1, 0, 2, height);
   }

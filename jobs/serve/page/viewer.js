@@ -50,7 +50,7 @@ export class Viewer {
   }
 
   async openVideo(hit) {
-    const [asset, tracks] = await Promise.all([call(`assets/${hit.asset_id}/details`), call(`assets/${hit.asset_id}/tracks`)]);
+    const [asset, tracks] = await Promise.all([call(`assets/${hit.asset_id}/details`), call(`assets/${hit.asset_id}/tracks?counted=true`)]);
     if (this.frame === hit) this.video.open(asset, tracks, hit.pts_s ?? 0);
   }
 
@@ -153,12 +153,11 @@ export class Viewer {
   moment(seconds, tracks) {
     if (!this.frame) return;
     if (!this.video.playable && this.video.asset) {
-      const still = this.video.asset.frames.reduce((a, b) => (Math.abs(b.pts_s - seconds) < Math.abs(a.pts_s - seconds) ? b : a));
-      const url = frameUrl(still.frame_id);
-      if (!$("still").src.endsWith(url)) $("still").src = url;
+      const still = this.video.stillAt(seconds), url = still && frameUrl(still.frame_id);
+      if (still && !$("still").src.endsWith(url)) $("still").src = url;
     }
-    if (this.points.length && Math.abs(seconds - this.clickedAt) > 0.02) this.forget();
-    const own = Math.abs(seconds - this.frame.pts_s) < 0.05 ? this.detections ?? [] : [];
+    if (this.points.length && !this.video.same(seconds, this.clickedAt)) this.forget();
+    const own = this.video.same(seconds, this.frame.pts_s) ? this.detections ?? [] : [];
     const others = tracks.filter((t) => !own.some((d) => same(d.box, t.box)));
     this.stage.boxes = [...own, ...others.map((t) => ({ box: t.box, label: t.label, colour: colourOf(t.id) }))];
     if (!own.length && !this.points.length && !this.video.results.size) this.stage.masks = [];
@@ -190,7 +189,7 @@ export class Viewer {
   // The picture in view: the stored frame, or the very frame at which a video stands.
   async openSession() {
     const { video, frame } = this, { video: element_ } = video;
-    if (!video.playable || Math.abs(video.now - frame.pts_s) < 0.02) {
+    if (!video.playable || video.same(video.now, frame.pts_s)) {
       return call("segment/sessions", { method: "POST", body: { frame_id: frame.frame_id } });
     }
     const canvas = document.createElement("canvas");
@@ -216,7 +215,7 @@ export class Viewer {
     if (!prompts.length) return $("prompts").focus();
     this.note("Looking …");
     try {
-      const { detections } = await call("detect", { method: "POST", body: { frame_id: this.frame.frame_id, prompts, limit: 40 } });
+      const { detections } = await call("detect", { method: "POST", body: { frame_id: this.frame.frame_id, prompts, limit: 1000 } });
       this.objects(detections.map(detectionBox));
       this.note(detections.length ? null : `Nothing found for ${prompts.join(", ")}`);
     } catch (error) {

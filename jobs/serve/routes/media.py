@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 from collections.abc import Iterator
 from typing import Any, BinaryIO, Literal
@@ -10,30 +11,13 @@ from typing import Any, BinaryIO, Literal
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response, StreamingResponse
 
-from jobs.serve.context import Context
+from jobs.serve.context import SNIFFED, Context, mime_of, without_path
 from jobs.serve.problems import Problem
 from jobs.serve.routes.search import file_name
-from vfm_ops.media.sniff import sniff
+from pipelines.lake.ledger import of_decoding
+from vfm_ops.errors import MediaError
 
 CHUNK = 1 << 18
-MIME = {
-    "jpeg": "image/jpeg",
-    "png": "image/png",
-    "webp": "image/webp",
-    "gif": "image/gif",
-    "bmp": "image/bmp",
-    "tiff": "image/tiff",
-    "avif": "image/avif",
-    "heic": "image/heic",
-    "mp4": "video/mp4",
-    "matroska": "video/webm",
-    "avi": "video/x-msvideo",
-    "mpeg": "video/mpeg",
-    "mpegts": "video/mp2t",
-    "flv": "video/x-flv",
-    "ogg": "video/ogg",
-    "asf": "video/x-ms-asf",
-}
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 _TRACK_COLUMNS = ["track_id", "frame_index", "pts_s", "label", "box", "score", "visible"]
 MOST_TRACK_ROWS = 200_000
@@ -73,9 +57,13 @@ def routes(context: Context) -> APIRouter:
         return await asyncio.to_thread(_asset_details, context, asset_id)
 
     @api.get("/assets/{asset_id}/tracks")
-    async def tracks(asset_id: str, limit: int = Query(20_000, ge=1, le=MOST_TRACK_ROWS)) -> list[dict[str, Any]]:
-        """Rows of an asset's tracks, without masks."""
-        return await asyncio.to_thread(_tracks, context, asset_id, limit)
+    async def tracks(
+        asset_id: str, limit: int = Query(MOST_TRACK_ROWS, ge=1, le=MOST_TRACK_ROWS), counted: bool = False
+    ) -> list[dict[str, Any]] | dict[str, Any]:
+        """Rows of an asset's tracks, without masks; of the first frames where there are more than `limit`. counted: as `rows`,
+        beside how many there are (`total`)."""
+        rows, total = await asyncio.to_thread(_tracks, context, asset_id, limit)
+        return {"rows": rows, "total": total} if counted else rows
 
     return api
 
@@ -88,7 +76,7 @@ def _thumbnail(context: Context, frame_id: str) -> bytes:
 
 
 def _bytes_response(data: bytes, request: Request) -> Response:
-    mime = MIME.get(sniff(data[:512]) or "", "application/octet-stream")
+    mime = mime_of(data)
     headers = {"Accept-Ranges": "bytes", "Cache-Control": "private, max-age=3600"}
     span = byte_range(request.headers.get("range"), len(data))
     if span is None:
@@ -100,9 +88,18 @@ def _bytes_response(data: bytes, request: Request) -> Response:
 
 def _asset_response(context: Context, asset_id: str, header: str | None) -> Response:
     source, _ = context.asset_source(asset_id)
-    size = source.size()
-    mime = MIME.get(sniff(source.head(512)) or "", "application/octet-stream")
-    span = byte_range(header, size)
+    # Opened once: what is sniffed is what is sent, though the path may lead elsewhere a moment later.
+    try:
+        file = source.open()
+    except MediaError as e:
+        raise without_path(e, source) from e
+    try:
+        mime = mime_of(file.read(SNIFFED))
+        size = file.seek(0, os.SEEK_END)
+        span = byte_range(header, size)
+    except BaseException:
+        file.close()
+        raise
     start, end = span or (0, size - 1)
     headers = {
         "Accept-Ranges": "bytes",
@@ -111,7 +108,7 @@ def _asset_response(context: Context, asset_id: str, header: str | None) -> Resp
     }
     if span is not None:
         headers["Content-Range"] = f"bytes {start}-{end}/{size}"
-    return StreamingResponse(_chunks(source.open(), start, end), 206 if span else 200, headers, mime)
+    return StreamingResponse(_chunks(file, start, end), 206 if span else 200, headers, mime)
 
 
 def _chunks(file: BinaryIO, start: int, end: int) -> Iterator[bytes]:
@@ -169,7 +166,8 @@ def _asset_details(context: Context, asset_id: str) -> dict[str, Any]:
     columns = ["asset_id", "uri", "member", "media_type", "size", "caption", "label"]
     row = context.row("assets", "asset_id", asset_id, columns)
     own = f"asset_id = '{asset_id}'"
-    probe = context.lake.read("ledger", ["probe"], filter=own).to_pylist()
+    decoded = " AND ".join(filter(None, (own, of_decoding(context.lake))))
+    probe = context.lake.read("ledger", ["probe"], filter=decoded).to_pylist()
     shots = context.lake.read("shots", ["shot_id", "start_frame", "end_frame", "start_s", "end_s", "score"], filter=own)
     frames = context.lake.read("frames", ["frame_id", "frame_index", "pts_s", "width", "height"], filter=own)
     return {
@@ -185,7 +183,9 @@ def _asset_details(context: Context, asset_id: str) -> dict[str, Any]:
     }
 
 
-def _tracks(context: Context, asset_id: str, limit: int) -> list[dict[str, Any]]:
+def _tracks(context: Context, asset_id: str, limit: int) -> tuple[list[dict[str, Any]], int]:
     context.row("assets", "asset_id", asset_id, ["asset_id"])
-    rows = context.lake.read("tracks", _TRACK_COLUMNS, filter=f"asset_id = '{asset_id}'", limit=limit)
-    return rows.sort_by([("track_id", "ascending"), ("frame_index", "ascending")]).to_pylist()
+    rows = context.lake.read("tracks", _TRACK_COLUMNS, filter=f"asset_id = '{asset_id}'")
+    first = rows.sort_by([("frame_index", "ascending"), ("track_id", "ascending")]).slice(0, limit)
+    ordered = first.sort_by([("track_id", "ascending"), ("frame_index", "ascending")])
+    return ordered.to_pylist(), rows.num_rows

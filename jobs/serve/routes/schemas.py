@@ -8,6 +8,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
+MAP_POINTS = 4000  # shown, unless a client asks for others
+MOST_SELECTED = 100_000
+
 
 def _decode(value: Any) -> bytes:
     if isinstance(value, bytes):
@@ -106,11 +109,17 @@ class Hit(BaseModel):
 
 
 class Page(BaseModel):
-    """A page of hits; `next_offset` is null on the last one."""
+    """A page of hits; `next_offset` is null on the last one.
+
+    total: how many frames there are under the filter, where they are browsed; on the first page alone. capped: there are more,
+    but pages of a search reach no deeper.
+    """
 
     hits: list[Hit]
     offset: int
     next_offset: int | None
+    total: int | None = None
+    capped: bool = False
     model: str | None = None
     lake_version: int
 
@@ -192,17 +201,35 @@ class TrackOpen(Body):
 
 
 class TrackPrompt(Prompted):
-    """What to follow: on which frame, under which number."""
+    """What to follow: on which frame, by its number or its time, and under which number."""
 
-    frame_index: int = Field(ge=0, le=10_000_000)
+    frame_index: int | None = Field(None, ge=0, le=10_000_000)
+    pts_s: Finite | None = Field(None, description="Seconds since the first frame; the nearest frame is meant.")
     object_id: int = Field(1, ge=0, le=1_000_000)
+
+    @model_validator(mode="after")
+    def _placed(self) -> TrackPrompt:
+        if (self.frame_index is None) == (self.pts_s is None):
+            raise ValueError("give frame_index or pts_s, one of the two")
+        return self
+
+
+class Lasso(Body):
+    """A region of the map: all frames inside are asked for, not only the shown ones. version, model, points: of the map."""
+
+    polygon: list[tuple[Finite, Finite]] = Field(
+        min_length=3, max_length=1000, description="Corners, as x, y of the map."
+    )
+    version: int = Field(ge=1, le=2**62)
+    model: ModelName | None = None
+    points: int = Field(MAP_POINTS, ge=10, le=20_000)
 
 
 class SelectionRequest(Body):
     """Frames to be kept together under a new name."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
-    frame_ids: list[FrameId] = Field(min_length=1, max_length=100_000)
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")
+    frame_ids: list[FrameId] = Field(min_length=1, max_length=MOST_SELECTED)
 
 
 def one_image(body: Any) -> Any:

@@ -8,14 +8,16 @@ from typing import Any
 from urllib.parse import quote
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from fastapi import APIRouter, Query
 
 from jobs.serve.context import Context
 from jobs.serve.problems import Problem
 from jobs.serve.routes.schemas import Hit, Page, SearchRequest
 from jobs.serve.safety import restricted_filter
+from pipelines.lake import Lake
 from pipelines.lake.query import SCORE
-from pipelines.search import (
+from pipelines.search.run import (
     FRAME_COLUMNS,
     MOST_LISTED_ASSETS,
     checked_split,
@@ -31,16 +33,25 @@ def routes(context: Context) -> APIRouter:
     @api.post("/search")
     async def search(body: SearchRequest) -> Page:
         """The frames most like a text, an image, a frame, or a box of either; best first."""
-        _check_depth(context, body.offset + body.limit)
+        limit = _depth(context, body.offset, body.limit)
         where = restricted_filter(body.where)
         column = await context.pick(body.model, text=body.text is not None, stored=True)
         vector = await context.query_vector(column, body)
 
         def find() -> Page:
             split = checked_split(context.lake, where)
-            k = body.offset + body.limit + 1
+            k = body.offset + limit + 1
             hits = nearest_hits(context.lake, column.name, vector, k, split, exact=body.exact, other_than=body.frame_id)
-            return _page(context, hits, body.offset, body.limit, column.spec)
+            end = body.offset + limit
+            capped = end >= context.settings.limits.results
+            return Page(
+                hits=[hit_of(row) for row in hits.slice(body.offset, limit).to_pylist()],
+                offset=body.offset,
+                next_offset=end if hits.num_rows > end and not capped else None,
+                capped=capped and hits.num_rows > end,
+                model=column.spec,
+                lake_version=lake_version(context),
+            )
 
         return await asyncio.to_thread(find)
 
@@ -49,7 +60,7 @@ def routes(context: Context) -> APIRouter:
         where: str | None = Query(None, max_length=2000),
         asset_id: str | None = Query(None, max_length=200, pattern=r"^[A-Za-z0-9_.-]+$"),
         limit: int = Query(100, ge=1, le=500),
-        offset: int = Query(0, ge=0, le=100_000),
+        offset: int = Query(0, ge=0, le=10**12),
     ) -> Page:
         """Frames as they lie in the lake, under a filter; or those of one asset, in order of time."""
         condition = restricted_filter(where)
@@ -59,44 +70,61 @@ def routes(context: Context) -> APIRouter:
 
 
 def _browse(context: Context, where: str | None, asset_id: str | None, limit: int, offset: int) -> Page:
-    split = checked_split(context.lake, where)
+    condition, owners = _condition(context.lake, where, asset_id)
+    if asset_id is not None:
+        rows = context.lake.read("frames", FRAME_COLUMNS, filter=condition)
+        total, rows = rows.num_rows, rows.sort_by("frame_index").slice(offset, limit + 1)
+    else:
+        rows = _window(context.lake, condition, owners, offset, limit + 1)
+        total = _count(context.lake, condition, owners) if offset == 0 else None
+    hits = with_assets(context.lake, rows.append_column(SCORE, pa.nulls(rows.num_rows, pa.float32())))
+    return Page(
+        hits=[hit_of(row) for row in hits.slice(0, limit).to_pylist()],
+        offset=offset,
+        next_offset=offset + limit if rows.num_rows > limit else None,
+        total=total if offset == 0 else None,
+        lake_version=lake_version(context),
+    )
+
+
+def _condition(lake: Lake, where: str | None, asset_id: str | None) -> tuple[str | None, pa.Array | None]:
+    """A condition over frames, and where too many assets are asked for to be listed in it, their ids beside it."""
+    split = checked_split(lake, where)
     parts = [f"({split.frames})"] if split.frames else []
     if asset_id is not None:
         parts.append(f"asset_id = '{asset_id}'")
+    owners = None
     if split.assets is not None:
-        owners = context.lake.read("assets", ["asset_id"], filter=split.assets, limit=MOST_LISTED_ASSETS)
-        listed = ", ".join(f"'{i}'" for i in owners["asset_id"].to_pylist()) or "''"
-        parts.append(f"asset_id IN ({listed})")
-    condition = " AND ".join(parts) or None
-    window = {} if asset_id is not None else {"limit": limit + 1, "offset": offset}
-    rows = context.lake.read("frames", FRAME_COLUMNS, filter=condition, **window)
-    if asset_id is not None:
-        rows = rows.sort_by("frame_index").slice(offset, limit + 1)
-    hits = with_assets(context.lake, rows.append_column(SCORE, pa.nulls(rows.num_rows, pa.float32())))
-    padded = _Padded(hits, offset)
-    return _page(context, padded, offset, limit, None)
+        batches = list(lake.scan("assets", ["asset_id"], filter=split.assets))
+        owners = pa.concat_arrays([b["asset_id"] for b in batches]) if batches else pa.array([], pa.string())
+        if len(owners) <= MOST_LISTED_ASSETS:
+            listed = ", ".join(f"'{i}'" for i in owners.to_pylist()) or "''"
+            parts.append(f"asset_id IN ({listed})")
+            owners = None
+    return " AND ".join(parts) or None, owners
 
 
-class _Padded:
-    """A table that begins at a later rank: what `_page` cuts from a whole one."""
+def _window(lake: Lake, condition: str | None, owners: pa.Array | None, offset: int, length: int) -> pa.Table:
+    """`length` rows of frames from `offset` on, as they lie in the lake."""
+    if owners is None:
+        return lake.read("frames", FRAME_COLUMNS, filter=condition, limit=length, offset=offset)
+    found: list[pa.RecordBatch] = []
+    # In order, or pages would overlap.
+    for batch in lake.scan("frames", FRAME_COLUMNS, filter=condition, scan_in_order=True):
+        inside = batch.filter(pc.is_in(batch["asset_id"], value_set=owners))
+        found.append(inside.slice(offset, length))
+        offset, length = max(0, offset - inside.num_rows), length - found[-1].num_rows
+        if length == 0:
+            break
+    schema = lake.schema("frames")
+    return pa.Table.from_batches(found, pa.schema([schema.field(c) for c in FRAME_COLUMNS]))
 
-    def __init__(self, rows: pa.Table, offset: int) -> None:
-        self._rows, self.num_rows = rows, rows.num_rows + offset
 
-    def slice(self, offset: int, length: int) -> pa.Table:
-        return self._rows.slice(0, length)
-
-
-def _page(context: Context, hits: pa.Table | _Padded, offset: int, limit: int, model: str | None) -> Page:
-    rows = hits.slice(offset, limit).to_pylist()
-    more = hits.num_rows > offset + limit and offset + limit < context.settings.limits.results
-    return Page(
-        hits=[hit_of(row) for row in rows],
-        offset=offset,
-        next_offset=offset + limit if more else None,
-        model=model,
-        lake_version=lake_version(context),
-    )
+def _count(lake: Lake, condition: str | None, owners: pa.Array | None) -> int:
+    if owners is None:
+        return lake.count("frames", condition)
+    batches = lake.scan("frames", ["asset_id"], filter=condition)
+    return sum(pc.sum(pc.is_in(b["asset_id"], value_set=owners)).as_py() or 0 for b in batches)
 
 
 def lake_version(context: Context) -> int:
@@ -123,6 +151,9 @@ def file_name(row: dict[str, Any]) -> str:
     return PurePosixPath(row["member"] or row["uri"] or row["asset_id"]).name
 
 
-def _check_depth(context: Context, rank: int) -> None:
-    if rank > context.settings.limits.results:
-        raise Problem(422, "", f"Pages reach rank {context.settings.limits.results}: narrow the search with a filter.")
+def _depth(context: Context, offset: int, limit: int) -> int:
+    """How many hits a page may have, that begins at `offset`. Problem 422 where pages don't reach."""
+    most = context.settings.limits.results
+    if offset >= most:
+        raise Problem(422, "", f"Pages reach rank {most}: narrow the search with a filter.")
+    return min(limit, most - offset)

@@ -9,8 +9,8 @@ from typing import Annotated, Any
 from fastapi import APIRouter, File, Query, UploadFile
 from starlette.responses import StreamingResponse
 
-from jobs.serve.context import Context
-from jobs.serve.problems import Problem, problem_of
+from jobs.serve.context import Context, without_path
+from jobs.serve.problems import Problem, cause_of, problem_of
 from jobs.serve.routes.schemas import DetectRequest, SegmentClick, SegmentOpen, TrackOpen, TrackPrompt
 from jobs.serve.sessions import checked_session_id, new_session_id, unknown_session
 
@@ -73,7 +73,10 @@ def _track_routes(api: APIRouter, context: Context) -> None:
         source, media_type = context.asset_source(body.asset_id)
         if media_type != "video":
             raise Problem(422, "", "This asset is not a video.")
-        return await _open(handle, source.to_tuple())
+        try:
+            return await _open(handle, source.to_tuple())
+        except Exception as error:
+            raise without_path(cause_of(error), source) from error
 
     @api.post("/track/uploads", tags=["track"], status_code=201)
     async def upload(file: Annotated[UploadFile, File()]) -> dict[str, Any]:
@@ -86,6 +89,7 @@ def _track_routes(api: APIRouter, context: Context) -> None:
         """What to follow; on a frame that was tracked already, a correction: tracking goes on from there."""
         handle, session = _handle(context.track, "track"), checked_session_id(session)
         given = body.model_dump(include={"points", "labels", "box"})
+        given["pts_s"] = body.pts_s
         return await handle.options(session_id=session).prompt.remote(session, body.frame_index, body.object_id, given)
 
     @api.get(

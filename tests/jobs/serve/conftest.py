@@ -62,7 +62,7 @@ def models(tmp_path_factory) -> dict[str, str]:
     }
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def served(tmp_path_factory, serve_cache, models, photographs, bikes, ray_local) -> Served:
     """The application on a free port of loopback."""
     from jobs.serve import end_serving, start

@@ -36,7 +36,7 @@ def tiny_clip(folder: Path) -> str:
 
 def tiny_detector(folder: Path) -> str:
     """Spec of an OWL-ViT with random weights."""
-    from vfm_ops.detect.random_weights import save_random
+    from jobs.bench.random_detectors import save_random
 
     return f"owlvit:{save_random('owlvit', folder)}"
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import os
-import shutil
 from pathlib import Path
 
 import pytest
+
+from tests.conftest import chromium_program, optional_package
 
 SCREENS = {
     "desk-light": {"viewport": {"width": 1440, "height": 900}, "color_scheme": "light"},
@@ -18,17 +19,10 @@ SCREENS = {
 @pytest.fixture(scope="module")
 def browser():
     """Headless Chromium: the system's, else Playwright's own."""
-    try:
-        from playwright.sync_api import Error, expect, sync_playwright
-    except ImportError:
-        pytest.skip("needs Playwright: pip install playwright")
-    found = next((path for n in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(n))), None)
-    with sync_playwright() as playwright:
-        try:
-            browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
-        except Error:
-            pytest.skip("needs Chromium: apt-get install chromium, or playwright install chromium")
-        expect.set_options(timeout=60_000)  # the first question loads a model
+    api = optional_package("playwright.sync_api")
+    with api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium_program(), args=["--no-sandbox"])
+        api.expect.set_options(timeout=60_000)  # the first question loads a model
         yield browser
         browser.close()
 

@@ -64,3 +64,24 @@ def test_ids_are_unguessable_and_nothing_else_passes():
     for bad in ("", "../x", "a" * 23, "a" * 21 + "/"):
         with pytest.raises(Problem):
             checked_session_id(bad)
+
+
+def test_a_prompt_by_time_is_on_the_frame_of_that_time():
+    """A number made of a rate would be a frame off wherever the rate varies."""
+    import asyncio
+    from types import SimpleNamespace
+
+    import numpy as np
+
+    from jobs.serve.models.tracking import Following, Tracking
+
+    times = np.array([0.0, 0.017, 0.131, 0.148, 0.265])
+    probe = SimpleNamespace(height=10, width=10, frame_count=len(times), pts_s=times)
+    tracking = object.__new__(Tracking)
+    tracking._sessions = Sessions(1, 60)
+    tracking._sessions.add("a", Following(None, probe, SimpleNamespace(object_ids=[])))
+    given = {"points": [(1, 1)], "labels": [1], "box": None}
+    for index, time in enumerate(times):
+        answer = asyncio.run(tracking.prompt("a", None, 1, given | {"pts_s": float(time) + 0.003}))
+        assert answer["frame_index"] == index
+    assert asyncio.run(tracking.prompt("a", 3, 1, given))["frame_index"] == 3

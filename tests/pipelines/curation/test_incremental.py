@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pipelines import selections
-from pipelines.curate import curate, reproduce
+from pipelines.curation import curate, reproduce, selections
 from pipelines.curation.clusters import ClusterState, auto_levels
 from pipelines.curation.recipe import CurationRecipe
 from pipelines.curation.vectors import Vectors, VectorSource, cut_chunks

@@ -6,11 +6,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from jobs.bench.curate_algorithms import clustered_vectors
 from pipelines.curation import neighbours
 from pipelines.curation.neighbours import old_neighbours, semantic_pairs
 from pipelines.curation.vectors import Vectors, VectorSource
 from pipelines.lake import Lake, embedding_field
-from vfm_ops.curate.benchmark import clustered_vectors
 from vfm_ops.curate.kmeans import KMeansOptions, kmeans
 from vfm_ops.curate.neighbours import NeighbourOptions
 

@@ -12,7 +12,18 @@ from datetime import UTC, datetime
 import pyarrow as pa
 import pytest
 
-from pipelines.lake import SCHEMAS, Lake, Lease, forget_replaced, make_asset_id, pending_assets, sweep, verify_lake
+from pipelines.lake import (
+    SCHEMAS,
+    Lake,
+    Lease,
+    Work,
+    forget_replaced,
+    make_asset_id,
+    pending_assets,
+    sweep,
+    verify_lake,
+)
+from pipelines.lake.numbers import number_assets
 from vfm_ops.errors import UsageError
 
 
@@ -86,9 +97,10 @@ def test_a_later_column_leaves_the_old_rows_null_and_fills_without_touching_othe
     before = {f.path for fragment in lake.dataset("frames").get_fragments() for f in fragment.data_files()}
     rows = lake.read("frames", ["frame_id"], with_row_id=True)
     new = pa.table({"_rowid": rows["_rowid"], "emb_x": pa.array([[1, 2], [3, 4]], field.type)})
-    (fragment,) = lake.fragments_without("frames", "emb_x")
+    assert list(lake.unfilled("frames", "emb_x").values()) == [2]
+    (fragment,) = lake.unfilled("frames", "emb_x")
     lake.commit_columns("frames", lake.write_columns("frames", fragment, new))
-    assert lake.fragments_without("frames", "emb_x") == []
+    assert lake.unfilled("frames", "emb_x") == {}
     assert lake.read("frames", ["emb_x"])["emb_x"].to_pylist() == [[1, 2], [3, 4]]
     after = {f.path for fragment in lake.dataset("frames").get_fragments() for f in fragment.data_files()}
     assert before < after
@@ -122,7 +134,8 @@ def test_a_changed_recipe_replaces_what_it_re_ran(lake):
     lake.append("frames", frames("a", 2, "new.1"))
     forget_replaced(lake, settle(lake, "a", 2, "new.1"))
     assert sorted(lake.read("frames", ["run_key"])["run_key"].to_pylist()) == ["new.1"] * 2 + ["old.1"] * 3
-    pending = [i for batch in pending_assets(lake, "new") for i in batch["asset_id"].to_pylist()]
+    number_assets(lake)
+    pending = [i for batch in pending_assets(lake, Work("new")) for i in batch["asset_id"].to_pylist()]
     assert pending == [make_asset_id("b")]
 
 

@@ -41,7 +41,6 @@ def no_ray(monkeypatch):
         ),
         ("simclr", ["label_column=jpeg"], "column jpeg is large_binary; a label is text or a whole number"),
         ("simclr", ["batch_size=64"], "batch_size 64 is more than the"),
-        ("clip", ["fsdp=true", "clip_grad=1"], "clip can't clip gradients when sharded"),
         ("moco", ["queue=30"], "queue of 30 keys is not divisible by the global batch 8"),
         ("supervised", ["classes=2"], "classes=2, but there are 3 different labels"),
         ("simclr", ["eval_selection=none"], "has no selection 'none'"),

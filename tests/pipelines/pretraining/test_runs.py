@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines.backfill import embed_lake
-from pipelines.pretrain import pretrain, run_prepared
+from pipelines.pretraining import pretrain, run_prepared
 from pipelines.pretraining.feed import Slice
 from pipelines.pretraining.items import Corpus, MemoryItems
 from pipelines.pretraining.prepare import prepare_corpus
-from pipelines.recipe import Embed, Resources
+from pipelines.process.backfill import embed_lake
+from pipelines.process.recipe import Resources
 from tests.pipelines.pretraining.tiny import losses, tiny_plan, traced
 from tests.vfm_ops.pretrain.tiny import build, samples, tokenizer
 from vfm_ops.embed import describe_embedder
@@ -27,15 +27,18 @@ from vfm_ops.pretrain.step import TrainingDiverged
 
 
 def test_a_lake_becomes_a_model_that_embeds_with_its_card_and_curves(ray_local, lake, tmp_path):
-    out = tmp_path / "out"
+    out, interrupt = tmp_path / "out", signal.getsignal(signal.SIGINT)
     summary = pretrain(lake, tiny_plan("supervised", "holdout=0.2", "epochs=3"), str(out))
     assert summary.status == "done"
+    assert signal.getsignal(signal.SIGINT) is interrupt, (
+        "Ctrl-C is the caller's again, and no handler holds Ray's actors"
+    )
     assert summary.step == summary.total_steps == round(3 * summary.samples / 8)
     assert summary.metrics["probe"] > 0.9, "colours are easy"
     assert {"knn", "effective_rank"} <= summary.metrics.keys()
     spec = f"timm:{out}/model"
     assert describe_embedder(spec).dim == 24
-    assert embed_lake(lake, Embed(model=spec, runtime="torch", precision="exact"), Resources(device="cpu")) == 48
+    assert embed_lake(lake, {"model": spec, "runtime": "torch", "precision": "exact"}, Resources(device="cpu")) == 48
     card = (out / "model" / "README.md").read_text()
     for fact in (
         "pretrained by supervised",
@@ -99,7 +102,8 @@ def test_a_killed_worker_costs_the_steps_since_the_last_checkpoint_and_nothing_e
     assert (marks / "second").exists(), "the worker was killed"
     assert summary.status == "done"
     whole = fit(build("simclr"), samples(), plan.train_config)
-    assert losses(out, 6) == pytest.approx([row["loss"] for row in whole], rel=1e-6)
+    # As near as another number of threads lets float32 come; a step lost or doubled changes the third digit.
+    assert losses(out, 6) == pytest.approx([row["loss"] for row in whole], rel=1e-4)
 
 
 def another_job(cpus: list[dict[str, int]]) -> None:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
-import shutil
-
-import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipelines.curate import curate
+from pipelines.curation import curate
 from pipelines.curation.recipe import CurationRecipe
 from pipelines.lake import SCHEMAS, Lake
+from tests.conftest import chromium_program, optional_package
 from tests.pipelines.curation.conftest import NOW, LakeBuilder, kinds, picture
 
 
@@ -38,23 +35,11 @@ def curated(tmp_path_factory) -> Lake:
     return builder.lake
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium():
-    """Headless Chromium, driven by playwright."""
-    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if path is None:
-        pytest.skip("needs a browser: apt-get install chromium")
-    if importlib.util.find_spec("playwright") is None:
-        pytest.skip("needs playwright: pip install playwright")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
+    """Headless Chromium, driven by playwright, whose loop runs until it ends: no other of its kind, nor asyncio, meanwhile."""
+    path = chromium_program()
+    with optional_package("playwright.sync_api").sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
         yield browser
         browser.close()
-
-
-@pytest.fixture
-def vectors() -> tuple[np.ndarray, np.ndarray]:
-    """Vectors of five kinds, and which."""
-    return kinds([60] * 5, seed=1, spread=0.5)

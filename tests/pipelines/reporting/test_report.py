@@ -7,10 +7,10 @@ import re
 import numpy as np
 import pytest
 
-from pipelines import selections
-from pipelines.report import collect, render, write_report
+from pipelines.curation import selections
+from pipelines.reporting import write_report
 from pipelines.reporting.pictures import Thumbnails, shrink
-from pipelines.reporting.projection import embedding_map
+from pipelines.reporting.run import collect, render
 from tests.pipelines.curation.conftest import LakeBuilder, jpeg, picture
 from vfm_ops.errors import UsageError
 
@@ -141,17 +141,6 @@ def test_thumbnails_stop_at_their_budget_and_are_stored_once(curated):
     assert none.of(some) == [-1, -1, -1]
     assert shrink(b"\xff\xd8\xff nothing", 88) is None
     assert len(shrink(jpeg(picture(0, 640)), 88)) < 8000
-
-
-def test_neighbours_in_the_map_are_neighbours_in_embedding_space(vectors):
-    x, kind = vectors
-    points = embedding_map(x.astype(np.float32))
-    assert np.array_equal(points, embedding_map(x.astype(np.float32)))
-    assert np.abs(points).max() <= 1.0
-    distance = np.linalg.norm(points[:, None] - points[None], axis=2) + np.eye(len(points)) * 9
-    agree = kind[distance.argsort(axis=1)[:, :5]] == kind[:, None]
-    assert agree.mean() > 0.9
-    assert embedding_map(x[:2]).shape == (2, 2)
 
 
 def test_the_page_needs_nothing_from_elsewhere():

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from pipelines.sources import ListingOptions, Tally, list_source, resolve_sources
+from tests.conftest import optional_package
 
 
 def encoded(format: str = "JPEG", shade: int = 0) -> bytes:
@@ -45,10 +46,10 @@ def write_tar(path: Path, members: dict[str, bytes]) -> Path:
     return path
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def s3_endpoint() -> Iterator[str]:
     """A real S3 server on loopback; its URL and credentials are in the environment meanwhile."""
-    server_module = pytest.importorskip("moto.server", reason="needs moto: make setup")
+    server_module = optional_package("moto.server")
     server = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=0)
     server.start()
     host, port = server.get_host_and_port()
@@ -70,9 +71,7 @@ def s3_endpoint() -> Iterator[str]:
 @pytest.fixture
 def bucket(s3_endpoint: str, request: pytest.FixtureRequest) -> Iterator:
     """An empty bucket: a function that stores objects by key, with the bucket's name as `bucket.name`."""
-    import boto3
-
-    client = boto3.client("s3", endpoint_url=s3_endpoint)
+    client = optional_package("boto3").client("s3", endpoint_url=s3_endpoint)
     name = "b" + str(abs(hash(request.node.nodeid)))
     client.create_bucket(Bucket=name)
 

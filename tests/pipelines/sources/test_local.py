@@ -59,7 +59,8 @@ def test_hidden_files_and_folders_are_left_out(tmp_path):
     assert tally.skipped["hidden"] == 2
 
 
-def test_link_loops_end_and_a_link_out_of_the_tree_is_followed_once(tmp_path):
+def linked_tree(tmp_path: Path) -> Path:
+    """A tree with links to itself, to its parent, within it, and out of it to a folder that links back to its own."""
     fill(tmp_path, "tree/a.jpg", "tree/sub/b.jpg", "outside/c.jpg", "outside/inner/d.jpg")
     tree, outside = tmp_path / "tree", tmp_path / "outside"
     (tree / "self").symlink_to(tree)
@@ -67,9 +68,25 @@ def test_link_loops_end_and_a_link_out_of_the_tree_is_followed_once(tmp_path):
     (tree / "again").symlink_to(tree / "sub")
     (tree / "out").symlink_to(outside)
     (outside / "back").symlink_to(outside / "inner")
-    rows, tally = listing(tree)
+    return tree
+
+
+def test_link_loops_end_and_links_out_of_the_tree_are_refused_and_said(tmp_path):
+    rows, tally = listing(linked_tree(tmp_path))
+    assert sorted(names(rows)) == ["a.jpg", "b.jpg"]
+    assert tally.skipped["link to a directory listed anyway"] == 2
+    assert tally.refused == {"outside its source": 2}
+    assert sorted(tally.problems) == [
+        f"{tmp_path}/tree/out: leads out of {tmp_path}/tree, to {tmp_path}/outside; `allow_outside=True` takes it",
+        f"{tmp_path}/tree/sub/up: leads out of {tmp_path}/tree, to {tmp_path}; `allow_outside=True` takes it",
+    ]
+
+
+def test_links_out_of_the_tree_are_followed_once_when_asked_for(tmp_path):
+    rows, tally = listing(linked_tree(tmp_path), options=ListingOptions(allow_outside=True))
     assert sorted(names(rows)) == ["a.jpg", "b.jpg", "c.jpg", "d.jpg"]
     assert tally.skipped["link to a directory listed anyway"] == 4
+    assert tally.left_out == 0
 
 
 def test_an_unreadable_folder_costs_that_folder_and_is_reported(tmp_path, monkeypatch):
@@ -187,10 +204,13 @@ def test_a_list_names_paths_urls_and_folders_and_reports_what_is_missing(tmp_pat
         ("https://example.org/a.jpg", "web address"),
         ("nope://bucket/a.jpg", "cannot open nope://"),
         ("{tmp}/lake", "is a lake"),
+        ("@{tmp}/pipe", "is a pipe, not a file"),
+        ("a\0b.jpg", "does not exist"),
     ],
 )
 def test_a_source_that_cannot_be_used_says_why(tmp_path, source, message):
     (tmp_path / "a.tar.gz").write_bytes(b"")
+    os.mkfifo(tmp_path / "pipe")
     fill(tmp_path, "lake/lake.json")
     with pytest.raises(UsageError, match=message):
         resolve_sources([source.format(tmp=tmp_path)])

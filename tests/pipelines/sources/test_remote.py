@@ -97,3 +97,24 @@ def test_globs_mean_what_a_shell_means(pattern, yes, no):
     expression = re.compile(glob_expression(pattern))
     assert all(expression.fullmatch(name) for name in yes)
     assert not any(expression.fullmatch(name) for name in no)
+
+
+def test_keys_that_a_store_has_and_pyarrow_will_not_open_cost_themselves(bucket):
+    """S3 takes any key; a listing of millions must not end at the one with two slashes."""
+    bucket(dict.fromkeys(("d/a.jpg", "d//plain", "d/x//s.tar", "d/z.jpg"), encoded()))
+    rows, tally = listing(f"s3://{bucket.name}/d")
+    assert names(rows) == ["a.jpg", "z.jpg"]
+    assert tally.unreadable == 2
+    assert all("//" in problem for problem in tally.problems)
+
+
+def test_a_table_in_a_bucket_names_no_file_of_this_machine(bucket, tmp_path):
+    """Whoever can write to a bucket must not choose which local files are read."""
+    (tmp_path / "private.jpg").write_bytes(encoded())
+    table = io.BytesIO()
+    paths = ["a.jpg", str(tmp_path / "private.jpg"), f"file://{tmp_path}/private.jpg", "/etc/hostname.jpg"]
+    pq.write_table(pa.table({"path": paths}), table)
+    bucket({"t/a.jpg": encoded(), "t/t.parquet": table.getvalue()})
+    rows, tally = listing(f"s3://{bucket.name}/t/t.parquet")
+    assert [r["uri"] for r in rows] == [f"s3://{bucket.name}/t/a.jpg"]
+    assert tally.refused == {"outside its source": 3}

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import lance
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from pipelines.sources import ListingOptions, RowReader, media_source
+from tests.conftest import chaos_count
 from tests.pipelines.sources.conftest import encoded, listing, names
 from vfm_ops.errors import MediaError
 
@@ -118,3 +122,48 @@ def test_cells_that_are_gone_or_null_say_so(tmp_path, parquet):
     with pytest.raises(MediaError) as caught:
         RowReader().read(str(tmp_path / "gone.parquet"), "jpg[0]", "parquet")
     assert caught.value.kind == "missing"
+
+
+@pytest.mark.parametrize("version", ["2.0", "2.1", "2.2"])
+def test_lance_blobs_are_read(tmp_path, version):
+    """How Lance's own documentation stores videos."""
+    field = pa.field("video", pa.large_binary(), metadata={"lance-encoding:blob": "true"})
+    cells = [CELLS[0], None, CELLS[2]]
+    table = pa.table([pa.array(cells, pa.large_binary())], pa.schema([field]))
+    lance.write_dataset(table, tmp_path / "t.lance", data_storage_version=version)
+    rows, _ = listing(tmp_path / "t.lance")
+    assert read_back(rows, [2, 0]) == [CELLS[2], CELLS[0]]
+    with pytest.raises(MediaError) as caught:
+        media_source(rows[1], RowReader())
+    assert caught.value.kind == "empty"
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize("kind", ["parquet", "lance"])
+def test_mutated_tables_cost_themselves(tmp_path, kind):
+    """Any damage: the other source is listed, and every cell reads or says why not."""
+    random = np.random.default_rng(0)
+    table = pa.table({"image": pa.array([{"bytes": c, "path": None} for c in CELLS[:20]] + [None]), "text": ["x"] * 21})
+    path = tmp_path / f"t.{kind}"
+    if kind == "lance":
+        lance.write_dataset(table, path)
+        files = [f for f in path.rglob("*") if f.is_file()]
+    else:
+        pq.write_table(table, path, row_group_size=8)
+        files = [path]
+    whole = {f: f.read_bytes() for f in files}
+    options = ListingOptions(captions="column:text")
+    for number in range(chaos_count(60, 3000)):
+        for f in files:
+            f.write_bytes(whole[f])
+        victim = files[random.integers(len(files))]
+        data = bytearray(whole[victim])
+        for _ in range(random.integers(1, 6)):
+            data[random.integers(len(data))] = random.integers(256)
+        victim.write_bytes(bytes(data[: random.integers(1, len(data) + 1)] if random.random() < 0.2 else data))
+        rows, tally = listing(path, options=options)
+        reader = RowReader()
+        for row in rows:
+            with suppress(MediaError):
+                media_source(row, reader)
+        assert len(rows) + tally.skipped["empty cell"] + tally.left_out + len(tally.notes) > 0, number

@@ -35,7 +35,7 @@ def brute_force(left: np.ndarray, right: np.ndarray, radius: int) -> dict[tuple[
 
 
 @given(st.integers(0, 10**6), st.integers(0, 13))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_every_pair_within_the_radius_is_found_exactly_once(seed, radius):
     hashes = near_hashes(seed, 120)
     found = [pair for batch in hash_pairs(hashes, radius) for pair in zip(*(c.tolist() for c in batch), strict=True)]

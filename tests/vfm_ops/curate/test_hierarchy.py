@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jobs.bench.curate_algorithms import kl_to_uniform, rings
 from vfm_ops.curate.balance import sample_balanced, spread
-from vfm_ops.curate.benchmark import kl_to_uniform, rings
 from vfm_ops.curate.hierarchy import Hierarchy, HierarchyOptions, Level, build_hierarchy, nearest_rows
 from vfm_ops.curate.kmeans import KMeansOptions
 from vfm_ops.errors import UsageError
@@ -50,7 +50,7 @@ def test_nearest_rows_are_the_r_smallest_distances_of_each_cluster():
 
 
 @given(st.lists(st.integers(0, 40), min_size=1, max_size=30), st.data())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_quotas_meet_the_target_exactly_and_are_as_even_as_sizes_allow(sizes, data):
     size_K = np.array(sizes)
     target = data.draw(st.integers(0, int(size_K.sum())))

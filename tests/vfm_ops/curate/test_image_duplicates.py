@@ -5,11 +5,12 @@ from __future__ import annotations
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
+from jobs.bench.planted import TRANSFORMS
 from vfm_ops.curate.image_duplicates import image_duplicates, strongest_pairs
 from vfm_ops.curate.neighbours import Pairs
-from vfm_ops.curate.planted import TRANSFORMS
-from vfm_ops.curate.verify import COPY_SCORE, same_picture_score, small_gray
+from vfm_ops.curate.verify import COPY_SCORE, same_picture_score, small_picture
 from vfm_ops.errors import UsageError
 
 
@@ -22,14 +23,35 @@ def tiles(photographs) -> list[np.ndarray]:
 @pytest.mark.parametrize("name", list(TRANSFORMS))
 def test_a_transformed_photograph_is_recognised(tiles, name):
     rng = np.random.default_rng(0)
-    scores = [same_picture_score(small_gray(t), small_gray(TRANSFORMS[name](t, rng))) for t in tiles]
+    scores = [same_picture_score(small_picture(t), small_picture(TRANSFORMS[name](t, rng))) for t in tiles]
     assert np.mean(np.array(scores) >= COPY_SCORE) >= 0.8
 
 
 def test_different_photographs_are_never_taken_for_one(tiles):
-    small = [small_gray(t) for t in tiles]
+    small = [small_picture(t) for t in tiles]
     scores = [same_picture_score(a, b) for i, a in enumerate(small) for b in small[:i]]
     assert max(scores) < COPY_SCORE
+
+
+@pytest.mark.parametrize(("angle", "expand"), [(30, False), (30, True), (-45, True), (100, True)])
+def test_a_copy_turned_by_any_angle_is_recognised_whatever_fills_its_corners(photographs, angle, expand):
+    """Of pictures as they are: most are not square, and a turn of a squeezed picture is no turn."""
+    pictures = [Image.open(p).convert("RGB") for p in photographs[:6]]
+    scores = [
+        same_picture_score(
+            small_picture(np.asarray(p)),
+            small_picture(np.asarray(p.rotate(angle, Image.Resampling.BICUBIC, expand=expand))),
+        )
+        for p in pictures
+    ]
+    assert np.mean(np.array(scores) >= COPY_SCORE) >= 0.8
+
+
+def test_another_colour_is_another_picture_however_well_it_aligns(photographs):
+    coffee = np.asarray(Image.open(photographs[2]).convert("RGB"))
+    other = np.ascontiguousarray(coffee[..., ::-1])
+    assert same_picture_score(small_picture(coffee), small_picture(coffee[8:, 8:])) >= COPY_SCORE
+    assert same_picture_score(small_picture(coffee), small_picture(other)) < COPY_SCORE
 
 
 def test_candidates_by_vector_are_confirmed_by_picture(tiles):

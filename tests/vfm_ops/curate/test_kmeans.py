@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import faiss
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.conftest import optional_package
 from vfm_ops.curate.blocks import Block, iterate_blocks, local_map, row_uniform, sample_rows
 from vfm_ops.curate.kernels import assign_block
 from vfm_ops.curate.kmeans import (
@@ -73,7 +73,7 @@ def test_well_separated_groups_are_recovered():
 def test_inertia_is_no_worse_than_faiss_from_the_same_start():
     x_ND = np.random.default_rng(0).standard_normal((4000, 32)).astype(np.float32)
     start_KD = x_ND[:50].copy()
-    theirs = faiss.Kmeans(32, 50, niter=15, max_points_per_centroid=10**6)
+    theirs = optional_package("faiss").Kmeans(32, 50, niter=15, max_points_per_centroid=10**6)
     theirs.train(x_ND, init_centroids=start_KD)
     their_inertia = float(theirs.index.search(x_ND, 1)[0].sum(dtype=np.float64))
     ours = kmeans(x_ND, 50, KMeansOptions(iterations=15, tol=0.0), centroids_KD=start_KD)
@@ -99,7 +99,7 @@ def test_same_clusters_bit_for_bit_for_any_workers_and_order_of_blocks(metric):
 
 
 @given(st.permutations(range(6)), st.integers(1, 5))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_partial_sums_merge_exactly_in_any_order_and_grouping(order, cut):
     x_ND, _ = blobs(600, dim=5)
     broadcast = Broadcast(x_ND[:4].copy(), x_ND.mean(axis=0), 2.0**-20)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import faiss
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vfm_ops.curate.benchmark import clustered_vectors
+from jobs.bench.curate_algorithms import clustered_vectors
+from tests.conftest import optional_package
 from vfm_ops.curate.components import connected_components, keep_one
 from vfm_ops.curate.neighbours import NeighbourOptions, near_duplicate_pairs
 from vfm_ops.errors import UsageError
@@ -24,7 +24,7 @@ def found(x_ND: np.ndarray, threshold: float, options: NeighbourOptions) -> dict
 
 
 def faiss_pairs(x_ND: np.ndarray, threshold: float) -> set[tuple[int, int]]:
-    index = faiss.IndexFlatIP(x_ND.shape[1])
+    index = optional_package("faiss").IndexFlatIP(x_ND.shape[1])
     index.add(x_ND)
     limits, _, other = index.range_search(x_ND, threshold)
     query = np.repeat(np.arange(len(x_ND)), np.diff(limits.astype(np.int64)))
@@ -63,7 +63,7 @@ def test_identical_and_too_few_rows_are_no_special_case():
 
 
 @given(st.lists(st.tuples(st.integers(0, 19), st.integers(0, 19)), max_size=40), st.integers(1, 10))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_components_of_a_stream_equal_a_graph_search(edges, batch):
     batches = [
         (np.array([i for i, _ in edges[k : k + batch]], int), np.array([j for _, j in edges[k : k + batch]], int))

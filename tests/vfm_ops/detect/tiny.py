@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vfm_ops.detect.random_weights import WORDS, clip_tokenizer, clip_vocabulary_size, save_random, spread
+from jobs.bench.random_detectors import WORDS, clip_tokenizer, clip_vocabulary_size, save_random, spread
 
 
 def grounding_dino(folder: Path, max_text_len: int = 64) -> Path:

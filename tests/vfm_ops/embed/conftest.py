@@ -58,6 +58,10 @@ def transformers_model() -> Callable[[str], Any]:
                 t.Siglip2Config(text_config=TEXT | special, vision_config=vit | {"num_patches": 16})
             ),
             "dinov2": lambda: t.Dinov2Model(t.Dinov2Config(**vit)),
+            "dinov3_vit": lambda: t.DINOv3ViTModel(t.DINOv3ViTConfig(**vit, num_register_tokens=3)),
+            "dinov3_convnext": lambda: t.DINOv3ConvNextModel(
+                t.DINOv3ConvNextConfig(hidden_sizes=[8, 8, 16, 16], depths=[1, 1, 1, 1])
+            ),
             "vit-mae": lambda: t.ViTMAEModel(t.ViTMAEConfig(**vit)),
             "beit": lambda: t.BeitModel(t.BeitConfig(**vit)),
             "vit": lambda: t.ViTModel(t.ViTConfig(**vit)),

@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from vfm_ops.embed import checkpoint, load_embedder
-from vfm_ops.embed.checkpoint import locate, read_folder
+from vfm_ops.embed import load_embedder
 from vfm_ops.embed.geometry import geometry_of
 from vfm_ops.errors import UsageError, WeightsUnavailable
+from vfm_ops.models import hub
+from vfm_ops.models.checkpoint import read_folder
+from vfm_ops.models.resolve import locate
 
 
 @pytest.fixture
@@ -53,7 +55,7 @@ def test_a_hub_that_never_answers_is_given_up_within_seconds(monkeypatch):
     for name in ("HF_HUB_OFFLINE", "HTTPS_PROXY", "https_proxy"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(socket, "create_connection", hang)
-    assert not checkpoint.hub_reachable(0.05)
+    assert not hub.hub_reachable(0.05)
     released.append(True)
 
 

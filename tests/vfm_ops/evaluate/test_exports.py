@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as rle
 
+from tests.conftest import optional_package
 from tests.vfm_ops.evaluate.rows import HEIGHT, WIDTH, detection_rows, encode, frame_rows, track_rows
 from vfm_ops.errors import UsageError
 from vfm_ops.evaluate.coco import write_coco, write_coco_results
@@ -34,12 +35,12 @@ def quiet():
 @pytest.fixture(scope="session")
 def trackeval():
     with contextlib.redirect_stdout(io.StringIO()):
-        return pytest.importorskip("trackeval", reason="needs trackeval: pip install 'vfm-pipelines[eval]'")
+        return optional_package("trackeval")
 
 
 @pytest.fixture(scope="session")
 def motmetrics():
-    return pytest.importorskip("motmetrics", reason="needs motmetrics: pip install 'vfm-pipelines[eval]'")
+    return optional_package("motmetrics")
 
 
 def coco_ap(annotations, results) -> float:
@@ -249,7 +250,7 @@ def test_webdataset_shards_end_at_their_size_and_need_pictures(tmp_path):
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=300), st.integers(1, 12))
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_run_lengths_of_rle_text_are_those_of_the_pixels(bits, height):
     pixels = np.array(bits + [False] * (-len(bits) % height), np.uint8).reshape(-1, height).T
     runs = rle_run_lengths(encode(pixels)["counts"])

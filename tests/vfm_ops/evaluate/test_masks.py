@@ -10,6 +10,7 @@ import types
 import numpy as np
 import pytest
 
+from tests.conftest import optional_package
 from tests.vfm_ops.evaluate.rows import HEIGHT, WIDTH, encode, rectangle
 from vfm_ops.errors import UsageError
 from vfm_ops.evaluate.masks import as_mask, boundary_accuracy, boundary_pixels, j_and_f
@@ -61,7 +62,7 @@ def test_the_boundary_of_a_full_frame_is_empty():
 def trackeval_j_and_f(monkeypatch):
     """TrackEval's own measure; its only use of scikit-image is a disc, given here by its definition."""
     with contextlib.redirect_stdout(io.StringIO()):
-        metrics = pytest.importorskip("trackeval.metrics", reason="needs trackeval: pip install 'vfm-pipelines[eval]'")
+        metrics = optional_package("trackeval.metrics")
     morphology = types.ModuleType("skimage.morphology")
 
     def disk(radius):

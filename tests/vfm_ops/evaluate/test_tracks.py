@@ -7,11 +7,17 @@ import math
 import numpy as np
 import pytest
 
+from tests.conftest import optional_package
 from tests.vfm_ops.evaluate.rows import encode, rectangle
 from vfm_ops.errors import UsageError
 from vfm_ops.evaluate.tracks import similarity, track_metrics
 
 FRAMES = 20
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _trackeval():
+    optional_package("trackeval")  # which track_metrics calls
 
 
 def scene(frames: int = FRAMES, objects: int = 2, shift: float = 0.0):
@@ -70,7 +76,7 @@ def test_sequences_combine_by_counts_and_are_told_one_by_one():
 
 @pytest.fixture
 def motmetrics():
-    return pytest.importorskip("motmetrics", reason="needs motmetrics: pip install 'vfm-pipelines[eval]'")
+    return optional_package("motmetrics")
 
 
 def test_figures_agree_with_motmetrics_on_a_noisy_scene(motmetrics):

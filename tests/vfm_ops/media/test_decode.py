@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import numpy as np
 import psutil
 import pytest
 
+from tests.conftest import debian_program
 from tests.vfm_ops.media.video_files import encode_video, pyav_times, read_number
 from vfm_ops.errors import MediaError, UsageError
 from vfm_ops.media.decode import BACKENDS, PyAVDecoder, choose_backend, open_decoder
@@ -117,10 +117,8 @@ def test_variable_rate_and_late_start_keep_exact_times(tmp_path, extension):
 
 @pytest.mark.parametrize("rotation", [90, 180, 270])
 def test_rotated_video_comes_out_upright_as_ffmpeg_shows_it(tmp_path, rotation):
-    if shutil.which("ffmpeg") is None:
-        pytest.skip("needs ffmpeg as the oracle: apt-get install ffmpeg")
     path = encode_video(tmp_path / "r.mp4", count=30, rotation=rotation)
-    command = ["ffmpeg", "-v", "error", "-i", str(path), "-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
+    command = [debian_program("ffmpeg"), "-v", "error", "-i", str(path), "-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
     raw = np.frombuffer(subprocess.run(command, capture_output=True, check=True).stdout, np.uint8)
     probe = probe_video(MediaSource(str(path)), LIMITS)
     shown = raw.reshape(30, probe.height, probe.width, 3)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -47,12 +48,12 @@ def sandbox():
         yield pool
 
 
-def blocking_source(folder: Path) -> MediaSource:
-    """A file whose reading never ends: a pipe that nobody writes to. A decoder hangs on it as on a bad disk."""
-    path = folder / "hang.jpg"
-    if not path.exists():
-        os.mkfifo(path)
-    return MediaSource(str(path))
+@pytest.fixture(scope="module")
+def hanging():
+    """An object of a store that takes a request and never answers: a decoder hangs on it as on a bad disk."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        place = f"scheme=http&endpoint_override=127.0.0.1:{listener.getsockname()[1]}&region=us-east-1"
+        yield MediaSource(f"s3://key:secret@bucket/hang.jpg?{place}")
 
 
 def assert_same(ours: Frame, theirs: Frame) -> None:
@@ -103,9 +104,9 @@ def test_sources_are_drawn_only_as_needed(sandbox, stills):
     assert isinstance(sandbox.image(stills[0]), Frame)
 
 
-def test_hang_costs_one_item_within_the_deadline(stills, tmp_path):
+def test_hang_costs_one_item_within_the_deadline(stills, hanging):
     settings = DecodeSettings(limits=Limits(deadline_s=1.0))
-    mixed = [*stills[:40], blocking_source(tmp_path), *stills[40:]]
+    mixed = [*stills[:40], hanging, *stills[40:]]
     with Sandbox(settings, processes=2) as pool:
         results = list(pool.images(mixed))
     assert [i for i, result in enumerate(results) if isinstance(result, MediaError)] == [40]
@@ -133,11 +134,10 @@ def signal_when_decoding(pool: Sandbox, item: int, number: int) -> threading.Thr
     return thread
 
 
-def test_segfault_costs_one_item(stills, tmp_path):
-    fifo = blocking_source(tmp_path)
+def test_segfault_costs_one_item(stills, hanging):
     with Sandbox(DecodeSettings(), processes=2) as pool:
         thread = signal_when_decoding(pool, 15, signal.SIGSEGV)
-        results = list(pool.images([*stills[:15], fifo, *stills[15:60]]))
+        results = list(pool.images([*stills[:15], hanging, *stills[15:60]]))
         thread.join()
     assert [i for i, result in enumerate(results) if isinstance(result, MediaError)] == [15]
     assert results[15].kind == "crash"
@@ -260,8 +260,8 @@ pool.image(MediaSource(sys.argv[2]))
 
 
 @pytest.mark.parametrize("stopped", [False, True], ids=["hanging", "stopped"])
-def test_children_die_with_a_killed_parent(tmp_path, stills, stopped):
-    command = [sys.executable, "-c", PARENT, stills[0].uri, blocking_source(tmp_path).uri]
+def test_children_die_with_a_killed_parent(stills, hanging, stopped):
+    command = [sys.executable, "-c", PARENT, stills[0].uri, hanging.uri]
     with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=Path(__file__).parents[3]) as parent:
         assert parent.stdout.readline() == b"ready\n"
         children = psutil.Process(parent.pid).children()

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 
 import pytest
 
+from tests.conftest import optional_package
 from vfm_ops.errors import MediaError
+from vfm_ops.media.container import open_container
+from vfm_ops.media.limits import Limits
 from vfm_ops.media.source import MediaSource
 
 DATA = bytes(range(256)) * 40
@@ -43,7 +47,7 @@ def test_every_way_reads_the_same_bytes(archive):
 
 
 def test_an_object_store_reads_like_a_file(monkeypatch):
-    server_module = pytest.importorskip("moto.server", reason="needs moto: pip install 'moto[server]'")
+    server_module = optional_package("moto.server")
     import pyarrow.fs
 
     server = server_module.ThreadedMotoServer(port=0, verbose=False)
@@ -89,3 +93,38 @@ def test_what_cannot_be_read_says_what_to_do(tmp_path, archive):
         MediaSource(str(archive)).read(100)
     with pytest.raises(ValueError, match="both"):
         MediaSource("a", offset=3)
+
+
+def test_a_path_that_was_a_file_and_is_a_pipe_now_is_not_waited_for(tmp_path):
+    """Whoever owns a folder can put a pipe into it at any time: neither a run nor the server may hang on it."""
+    path = tmp_path / "v.mp4"
+    os.mkfifo(path)
+    whole, member = MediaSource(str(path)), MediaSource(str(path), 0, 100)
+    uses = [s.head for s in (whole, member)] + [s.open for s in (whole, member)]
+    uses += [whole.size, *(lambda s=s: s.read(1 << 20) for s in (whole, member))]
+    uses += [lambda s=s: open_container(s, Limits()).__enter__() for s in (whole, member)]
+    for use in uses:
+        with pytest.raises(MediaError, match="is a pipe, not a file") as caught:
+            use()
+        assert caught.value.kind == "not_media"
+
+
+def test_native_readers_open_the_file_that_was_checked(archive):
+    """Between the look at a file and FFmpeg's opening of it, another may take its place."""
+    with MediaSource(str(archive)).native_path() as path:
+        archive.rename(archive.with_suffix(".away"))
+        os.mkfifo(archive)
+        with open(path, "rb") as file:
+            assert file.read() == b"head" + DATA + b"tail"
+
+
+def test_no_descriptor_is_left_open(archive):
+    before = len(os.listdir("/proc/self/fd"))
+    os.mkfifo(archive.with_suffix(".pipe"))
+    link = archive.with_suffix(".link")
+    link.symlink_to(archive)
+    for source in (MediaSource(str(archive)), MediaSource(str(link), etag="0-0"), MediaSource(f"{archive}.pipe")):
+        for use in (lambda: source.open().close(), source.head, source.size, lambda: source.read(1 << 20)):  # noqa: B023
+            with suppress(MediaError):
+                use()
+    assert len(os.listdir("/proc/self/fd")) == before

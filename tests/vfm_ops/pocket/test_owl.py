@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from vfm_ops.pocket import owl
+from vfm_ops.pocket import owl, phrases
 from vfm_ops.world.vocabulary import kinds
 
 
@@ -30,7 +30,7 @@ def test_unsaid_words_assert_nothing():
     assert phrase.is_true_of(_kind("red", "striped", "ring"), "small")
     assert phrase.is_true_of(_kind("blue", "striped", "star"), "")
     assert not phrase.is_true_of(_kind("red", "plain", "ring"), "small")
-    assert owl.full_phrase(_kind("red", "plain", "ring")).text == "plain red ring"
+    assert phrases.full_phrase(_kind("red", "plain", "ring")).text == "plain red ring"
 
 
 def test_batches_say_only_what_is_there():

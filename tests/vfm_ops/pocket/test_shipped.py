@@ -11,7 +11,7 @@ import torch
 from jobs.pocket import RECIPES, _through_tables, _vfm
 from vfm_ops.detect import load_detector
 from vfm_ops.errors import UsageError, WeightsUnavailable
-from vfm_ops.pocket import POCKET, WEIGHTS, pocket_path
+from vfm_ops.models.shipped import POCKET, WEIGHTS, pocket_path
 from vfm_ops.pocket import clip as pocket_clip
 from vfm_ops.pocket.score import box_iou, evaluate_detection
 from vfm_ops.pocket.score_masks import evaluate_prompts, evaluate_tracking
@@ -62,7 +62,7 @@ def test_what_ships_has_cards_and_fits_in_twelve_megabytes():
 def test_unknown_and_missing_models_say_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path):
     with pytest.raises(UsageError, match="pocket-clip"):
         pocket_path("pocket-yolo")
-    monkeypatch.setattr("vfm_ops.pocket.WEIGHTS", tmp_path)
+    monkeypatch.setattr("vfm_ops.models.shipped.WEIGHTS", tmp_path)
     with pytest.raises(WeightsUnavailable, match=r"jobs\.pocket pocket-clip"):
         pocket_path("clip")
     (tmp_path / "pocket-clip").mkdir()

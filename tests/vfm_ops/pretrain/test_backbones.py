@@ -13,11 +13,13 @@ from vfm_ops.errors import UsageError
 from vfm_ops.pretrain.backbones import (
     build_backbone,
     masked_tokens,
+    set_drop_path,
     set_grad_checkpointing,
     visible_tokens,
 )
 from vfm_ops.pretrain.heads import projector
 from vfm_ops.pretrain.param_groups import layer_index, param_groups
+from vfm_ops.pretrain.positions import sine_positions
 from vfm_ops.pretrain.schedules import Cosine, Warmup
 from vfm_ops.pretrain.train_config import train_config
 
@@ -69,6 +71,30 @@ def test_visible_forward_over_all_patches_is_the_whole_encoder():
     torch.testing.assert_close(prefix, whole[:, :3], rtol=1e-4, atol=1e-5)
     expected = whole[:, 3:].gather(1, order.unsqueeze(-1).expand(-1, -1, 24))
     torch.testing.assert_close(visible, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "beit_base_patch16_224"])
+def test_stochastic_depth_has_timms_schedule_and_spares_the_evaluation(name):
+    import timm
+
+    args = {**VIT, "depth": 5}
+    mine = build_backbone(name, 16, 3, args)
+    set_drop_path(mine, 0.4)
+    theirs = timm.create_model(name, num_classes=0, img_size=16, drop_path_rate=0.4, **args)
+    rates = [[getattr(b.drop_path1, "drop_prob", 0.0) for b in net.blocks] for net in (mine, theirs)]
+    assert rates[0] == pytest.approx(rates[1])
+    assert rates[0] == pytest.approx([0, 0.1, 0.2, 0.3, 0.4])
+    assert mine.state_dict().keys() == theirs.state_dict().keys()
+    torch.manual_seed(0)
+    assert not torch.equal(mine.train()(images()), mine(images()))
+    assert torch.equal(mine.eval()(images()), mine(images()))
+    set_drop_path(mine, 0.4, uniform=True)
+    assert {b.drop_path2.drop_prob for b in mine.blocks} == {0.4}
+
+
+def test_stochastic_depth_of_a_resnet_is_a_usage_error():
+    with pytest.raises(UsageError, match="set drop_path=0"):
+        set_drop_path(build_backbone("resnet18", 32, 3), 0.1)
 
 
 def _flops(run) -> int:
@@ -158,6 +184,53 @@ def test_learning_rate_follows_the_papers_rule_for_the_batch():
     assert (train_config("dino").weight_decay, train_config("dino").weight_decay_end) == (0.04, 0.4)
     with pytest.raises(UsageError, match="did you mean 'base_lr'"):
         train_config("mae", baselr=1.0)
+
+
+@pytest.mark.parametrize(("grid", "dim"), [((3, 5), 8), ((14, 14), 192)])
+def test_fixed_positions_follow_their_formula(grid, dim):
+    table = sine_positions(dim, grid).double()
+    for y, x, pair in [(0, 0, 0), (1, 2, 1), (grid[0] - 1, grid[1] - 1, dim // 4 - 1)]:
+        angle = 10000 ** (-pair / (dim / 4))
+        row, quarter = table[y * grid[1] + x], dim // 4
+        want = [math.sin(x * angle), math.cos(x * angle), math.sin(y * angle), math.cos(y * angle)]
+        assert [float(row[i * quarter + pair]) for i in range(4)] == pytest.approx(want, abs=1e-6)
+    with pytest.raises(UsageError, match="multiple of 4"):
+        sine_positions(6, (2, 2))
+
+
+def test_fixed_positions_do_not_move_and_other_sizes_interpolate_them():
+    objective = build("mae")
+    assert "backbone.pos_embed" not in [n for g in objective.param_groups() for n in g["names"]]
+    learnt = build("mae", fixed_positions=False)
+    assert learnt.state_dict().keys() == objective.state_dict().keys(), "checkpoints of both load in both"
+    assert learnt.backbone.pos_embed.requires_grad
+    assert objective.backbone.eval()(images(24)).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("no_decay", "spared"),
+    [
+        ("nothing", set()),
+        ("vectors", {"norm", "bias"}),
+        ("vectors_and_positions", {"norm", "bias", "pos_embed", "cls_token"}),
+        ("vectors_and_tokens", {"norm", "bias", "pos_embed", "cls_token", "mask_token"}),
+    ],
+)
+def test_weight_decay_spares_what_the_authors_spare(no_decay, spared):
+    groups = build("dinov2").param_groups(no_decay=no_decay)
+    decays = {name: group["wd_scale"] for group in groups for name in group["names"]}
+    named = {
+        "norm": "backbone.norm.weight", "bias": "backbone.blocks.0.attn.qkv.bias", "pos_embed": "backbone.pos_embed",
+        "cls_token": "backbone.cls_token", "mask_token": "mask_token",
+    }  # fmt: skip
+    assert {sort for sort, name in named.items() if not decays[name]} == spared
+    assert decays["backbone.blocks.0.attn.qkv.weight"] == decays["head.last_layer.weight"] == 1
+
+
+def test_mask_token_learns_at_the_rate_of_the_embeddings():
+    groups = build("dinov2").param_groups(layer_decay=0.5)
+    rates = {name: group["lr_scale"] for group in groups for name in group["names"]}
+    assert rates["mask_token"] == rates["backbone.cls_token"] == 0.5**3
 
 
 def test_projector_has_the_layers_of_its_paper():

@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from tests.vfm_ops.pretrain.tiny import build, samples
 from vfm_ops.errors import UsageError
 from vfm_ops.pretrain import data
-from vfm_ops.pretrain.benchmark import Benchmark
 from vfm_ops.pretrain.data import batch_positions, fashion_mnist, read_idx
 from vfm_ops.pretrain.evaluate import (
     extract_features,
@@ -20,8 +19,7 @@ from vfm_ops.pretrain.evaluate import (
     ridge_probe,
     zero_shot_accuracy,
 )
-from vfm_ops.pretrain.presets import SMALL
-from vfm_ops.pretrain.registry import OBJECTIVES, build_objective
+from vfm_ops.pretrain.registry import OBJECTIVES, build_objective, small_preset
 from vfm_ops.pretrain.train_config import train_config
 
 
@@ -97,19 +95,20 @@ def test_damaged_data_files_are_named(tmp_path):
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_small_presets_are_valid_and_their_batches_fit(name):
-    settings, training = SMALL[name]
+    small = small_preset(name)
+    settings, training = small.model, small.training
     objective, config = build_objective(name, **settings), train_config(name, **training)
     objective.prepare(config.total_steps(60000), config.steps_per_epoch(60000), config.batch_size)
     assert sum(p.numel() for p in objective.backbone.parameters()) < 1e6
 
 
 def test_supervised_preset_learns_real_images_within_seconds(fashion_mnist):
-    from vfm_ops.pretrain import data
     from vfm_ops.pretrain.fit import fit
 
     train, test = data.fashion_mnist(fashion_mnist, "train"), data.fashion_mnist(fashion_mnist, "test")
     assert (len(train), len(test), train.images.shape[1:]) == (60000, 10000, (28, 28, 1))
-    settings, training = SMALL["supervised"]
+    small = small_preset("supervised")
+    settings, training = small.model, small.training
     config = train_config("supervised", **{**training, "batch_size": 64, "epochs": 0.05, "warmup_epochs": 0.005})
     torch.manual_seed(0)
     objective = build_objective("supervised", **settings)
@@ -120,32 +119,3 @@ def test_supervised_preset_learns_real_images_within_seconds(fashion_mnist):
     after = linear_probe(extract_features(objective, bank), label, extract_features(objective, few), few_label)
     assert after > before + 0.03
     assert len({i for step in range(46) for _, i in batch_positions(step, 64, 60000, 0)}) == 46 * 64
-
-
-@pytest.fixture
-def little_fashion(fashion_mnist, tmp_path):
-    """300 training and 100 test images of Fashion-MNIST, as its files."""
-    import gzip
-    import struct
-
-    for split, prefix, count in (("train", "train", 300), ("test", "t10k", 100)):
-        whole = data.fashion_mnist(fashion_mnist, split)
-        for kind, array in (("images-idx3", whole.images[:count, ..., 0]), ("labels-idx1", whole.labels[:count])):
-            head = b"\0\0\x08" + bytes([array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape)
-            packed = gzip.compress(head + array.astype(np.uint8).tobytes())
-            (tmp_path / f"{prefix}-{kind}-ubyte.gz").write_bytes(packed)
-    return tmp_path
-
-
-def test_benchmark_rows_hold_every_figure_of_the_table(little_fashion):
-    bench = Benchmark.load(little_fashion, bank=300)
-    pixels, rows = bench.pixels(), {name: bench.objective(name, until_step=1) for name in ("mae", "clip")}
-    for row in (pixels, *rows.values()):
-        assert all(0.1 < row[key] <= 1 for key in ("knn", "knn_1000", "probe"))
-    for row in rows.values():
-        assert 0.1 < row["random_probe"] <= 1
-        assert row["steps"] == 1
-        assert row["images_per_cpu_s"] == pytest.approx(128 / (60 * row["cpu_minutes"]))
-    assert rows["mae"]["accuracy"] is None
-    assert 0 <= rows["clip"]["accuracy"] <= 1
-    assert pixels["probe"] > 0.6, "raw pixels of this set are easy to separate"

@@ -13,7 +13,7 @@ from vfm_ops.pretrain.data import Samples, batch_positions
 from vfm_ops.pretrain.fit import fit, make_batch, newest_checkpoint, write_checkpoint
 from vfm_ops.pretrain.monitor import CollapseAlarm, effective_rank, spread
 from vfm_ops.pretrain.registry import OBJECTIVES
-from vfm_ops.pretrain.step import CollapseStop, Stepper, TrainingDiverged
+from vfm_ops.pretrain.step import CollapseStop, Stepper, TrainingDiverged, clip_gradients, clip_groups
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
@@ -98,6 +98,104 @@ def test_checkpoint_of_another_config_is_refused_by_name(tmp_path):
         fit(build("simclr"), samples(), training("simclr", base_lr=0.5), folder=tmp_path)
     with pytest.raises(UsageError, match="objective was 'simclr', now 'mae'"):
         fit(build("mae"), samples(), training("mae"), folder=tmp_path)
+
+
+def test_every_differing_setting_is_named_with_what_it_was(tmp_path):
+    fit(build("mae"), samples(), training("mae"), folder=tmp_path, until_step=1)
+    with pytest.raises(UsageError, match=r"go on with what it was \(base_lr=0.001 weight_decay=0.05\)"):
+        fit(build("mae"), samples(), training("mae", base_lr=0.5, weight_decay=0.1), folder=tmp_path)
+
+
+@pytest.mark.parametrize("name", ["mae", "dinov2", "simclr"])
+def test_checkpoint_from_before_a_key_existed_goes_on_with_what_was_done_then(name, tmp_path):
+    """Written without the newer keys and grouped as of old; with the settings that the refusal names, training goes on."""
+    then = {
+        "drop_path": 0.0, "interpolation": "area", "fixed_positions": False, "saturation": 0.5, "layer_scale": 0.0,
+        "projection_layers": 2, "projection_norm": False,
+    }  # fmt: skip
+    keys = type(build(name).config).model_fields
+    old = {key: value for key, value in then.items() if key in keys}
+    config = training(name, no_decay="vectors_and_tokens", clip_by="all", optimizer="adamw", min_lr=0.0)
+    whole = fit(build(name, **old), samples(), config, tokenizer(), folder=tmp_path / "whole")
+    fit(build(name, **old), samples(), config, tokenizer(), folder=tmp_path, until_step=2)
+    path = newest_checkpoint(tmp_path)
+    state = torch.load(path, weights_only=True)
+    for key in old:
+        del state["objective_config"][key]
+    for key in ("no_decay", "clip_by", "eps", "sgd_momentum", "warmup_steps"):
+        del state["train_config"][key]
+    groups = state["optimizer"]["param_groups"]
+    groups[0]["names"], groups[0]["params"] = groups[0]["names"][::-1], groups[0]["params"][::-1]
+    groups.reverse()
+    torch.save(state, path)
+    with pytest.raises(UsageError, match="go on with what it was") as refusal:
+        fit(build(name, **{**old, "interpolation": "bicubic"}), samples(), config, tokenizer(), folder=tmp_path)
+    assert 'interpolation="area"' in str(refusal.value)
+    rest = fit(build(name, **old), samples(), config, tokenizer(), folder=tmp_path)
+    assert [log["loss"] for log in rest] == pytest.approx([log["loss"] for log in whole[2:]], rel=1e-5)
+
+
+def test_dino_clips_each_parameter_by_itself():
+    """Float64, by the authors' rule: limit / (norm + 1e-6) where that is less than 1."""
+    objective = build("dino").double()
+    generator = torch.Generator().manual_seed(0)
+    for parameter in objective.parameters():
+        if parameter.requires_grad:
+            parameter.grad = 0.5 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+    before = {n: p.grad.clone() for n, p in objective.named_parameters() if p.grad is not None}
+    for parameters in clip_groups(objective, "parameter"):
+        clip_gradients(parameters, 3.0)
+    norms = {name: float(gradient.square().sum()) ** 0.5 for name, gradient in before.items()}
+    assert min(norms.values()) < 3 < max(norms.values())
+    for name, parameter in objective.named_parameters():
+        if name in before:
+            want = before[name] * min(1.0, 3.0 / (norms[name] + 1e-6))
+            torch.testing.assert_close(parameter.grad, want, rtol=1e-12, atol=0, msg=name)
+
+
+def test_dinov2_clips_backbone_and_heads_apart_and_the_rest_clip_all_together():
+    objective = build("dinov2")
+    for parameter in objective.parameters():
+        parameter.grad = torch.ones_like(parameter) if parameter.requires_grad else None
+    groups = clip_groups(objective, "module")
+    for parameters in groups:
+        clip_gradients(parameters, 1.0)
+    norm = lambda ps: sum(float(p.grad.square().sum()) for p in ps if p.grad is not None) ** 0.5  # noqa: E731
+    assert [norm(g) for g in groups if norm(g)] == pytest.approx([1.0, 1.0, 1.0], rel=1e-4)
+    assert any(p is objective.mask_token for p in groups[0])
+    clip_gradients(clip_groups(objective, "all")[0], 0.5)
+    assert norm(objective.parameters()) == pytest.approx(0.5, rel=1e-4)
+
+
+def test_lars_moves_each_layer_by_its_own_norm_and_vectors_by_plain_momentum():
+    """Two steps in float64 against the closed form: v = 0.9 v + 0.001 |w| / |g + wd w| (g + wd w), w = w - lr v."""
+    objective = build("simclr").double()
+    config = training("simclr", weight_decay=1e-6)
+    stepper = Stepper(objective, config, 24)
+    names = ["projector.0.weight", "projector.1.bias"]
+    parameters = {n: p for n, p in objective.named_parameters() if p.requires_grad}
+    generator = torch.Generator().manual_seed(0)
+    gradients = [
+        {n: torch.randn(p.shape, generator=generator).double() for n, p in parameters.items()} for _ in range(2)
+    ]
+    want = {n: parameters[n].detach().clone() for n in names}
+    velocity = {n: torch.zeros_like(want[n]) for n in names}
+    for gradient in gradients:
+        for group in stepper.optimizer.param_groups:
+            group["lr"], group["weight_decay"] = 4.8, 1e-6 * group["wd_scale"]
+        for name, parameter in parameters.items():
+            parameter.grad = gradient[name].clone()
+        stepper.optimizer.step()
+        for name in names:
+            pull = gradient[name]
+            if name.endswith("0.weight"):
+                pull = pull + 1e-6 * want[name]
+                pull = pull * 0.001 * want[name].norm() / pull.norm()
+            velocity[name] = 0.9 * velocity[name] + pull
+            want[name] = want[name] - 4.8 * velocity[name]
+    for name in names:
+        # timm divides by |g| + wd |w|, which differs by at most 2 wd |w| / |g|.
+        torch.testing.assert_close(parameters[name].detach(), want[name], rtol=1e-6, atol=1e-8, msg=name)
 
 
 def test_full_disk_keeps_the_checkpoint_before(tmp_path, monkeypatch):

@@ -13,8 +13,22 @@ from hypothesis import strategies as st
 
 from tests.vfm_ops.pretrain.tiny import build, samples, tokenizer
 from vfm_ops.errors import MediaError, UsageError
-from vfm_ops.pretrain.augment import CropPlan, ViewPlan, colour_jitter, crop_box, make_views, one_crop, sample_rng
+from vfm_ops.pretrain.augment import (
+    CropPlan,
+    ViewPlan,
+    colour_jitter,
+    crop_box,
+    make_views,
+    one_crop,
+    resize,
+    sample_rng,
+    scale_brightness,
+    scale_contrast,
+    scale_saturation,
+    shift_hue,
+)
 from vfm_ops.pretrain.masking import MaskPlan, blockwise_mask
+from vfm_ops.pretrain.rand_augment import erase, rand_augment
 
 
 def test_pixels_follow_from_seed_epoch_and_id_alone():
@@ -71,16 +85,87 @@ def test_probabilities_belong_to_their_crop():
     assert np.array_equal(second, np.where(image < 128, image, 255 - image))
 
 
-def test_colour_jitter_scales_brightness_and_turns_hue():
+def picture(height: int = 90, width: int = 120, channels: int = 3) -> np.ndarray:
+    rows, columns = np.mgrid[:height, :width]
+    waves = [np.sin(rows / (3 + c)) * np.cos(columns / (5 - c)) for c in range(channels)]
+    return (np.stack(waves, axis=-1) * 120 + 128).astype(np.uint8)
+
+
+@pytest.mark.parametrize("filter_", ["bicubic", "bilinear"])
+@pytest.mark.parametrize(("size", "channels"), [(16, 3), (200, 3), (40, 1), (40, 4)])
+def test_crops_are_resized_as_the_authors_loaders_do(filter_, size, channels):
+    """Pillow's antialiased filter on the cut box, within two levels (large crops are reduced by a whole factor first)."""
+    from PIL import Image
+
+    image = picture(channels=channels)
+    got = resize(image, size, filter_).astype(int)
+    method = getattr(Image.Resampling, filter_.upper())
+    for channel in range(channels):
+        plane = Image.fromarray(np.ascontiguousarray(image[..., channel])).resize((size, size), method)
+        assert np.abs(got[..., channel] - np.asarray(plane, int)).mean() < 0.7
+        assert np.abs(got[..., channel] - np.asarray(plane, int)).max() <= 6
+    if size == 16:
+        assert np.abs(got - resize(image, size, "area")).max() > 6, "the fast filter is another"
+
+
+def test_colour_operations_are_torchvisions():
+    from PIL import Image
+    from torchvision.transforms import functional as theirs
+
+    image = picture()
+    pil = Image.fromarray(image)
+    for factor in (0.2, 0.7, 1.0, 1.6):
+        for ours, other in (
+            (scale_brightness, theirs.adjust_brightness),
+            (scale_contrast, theirs.adjust_contrast),
+            (scale_saturation, theirs.adjust_saturation),
+        ):
+            assert np.abs(ours(image, factor).astype(int) - np.asarray(other(pil, factor), int)).max() <= 2
+    for turns in (-0.1, 0.0, 0.25):
+        difference = shift_hue(image, turns).astype(int) - np.asarray(theirs.adjust_hue(pil, turns), int)
+        assert np.abs(difference).mean() < 3  # hues of 256 levels, rounded otherwise
+
+
+def test_colour_jitter_draws_every_factor_in_its_range_and_every_order():
     grey = np.full((4, 4, 3), 100, np.uint8)
     values = {int(colour_jitter(grey, (0.5, 0, 0, 0), np.random.default_rng(i))[0, 0, 0]) for i in range(200)}
     assert min(values) in range(49, 60)
     assert max(values) in range(140, 151)
-    red = np.zeros((4, 4, 3), np.uint8)
-    red[..., 0] = 200
-    turned = [colour_jitter(red, (0, 0, 0, 0.5), np.random.default_rng(i))[0, 0] for i in range(20)]
-    assert all(abs(int(t.max()) - 200) <= 2 for t in turned)
-    assert any(t[0] < 100 for t in turned)
+    bright = np.full((4, 4, 3), 200, np.uint8)
+    bright[:2] = 40
+    # Brightness clips before contrast or after it: with both strong, both orders must occur.
+    ends = {tuple(colour_jitter(bright, (0.8, 0.8, 0, 0), np.random.default_rng(i))[[0, 3], 0, 0]) for i in range(50)}
+    assert len(ends) > 25
+
+
+def test_rand_augment_has_timms_operations_at_timms_strengths():
+    """Each operation at fixed magnitudes, both signs, against timm's own."""
+    from PIL import Image
+    from timm.data import auto_augment as theirs
+
+    from vfm_ops.pretrain import rand_augment as ours
+
+    assert list(ours.OPERATIONS) == theirs._RAND_INCREASING_TRANSFORMS
+    pil = Image.fromarray(picture())
+    for name, make in ours.OPERATIONS.items():
+        for magnitude in (3.0, 9.0):
+            mine = {np.asarray(make(pil, magnitude / 10, np.random.default_rng(i))).tobytes() for i in range(24)}
+            operation = theirs.AugmentOp(name, 1.0, magnitude, {"img_mean": (124, 116, 104)})
+            other = {np.asarray(operation(pil)).tobytes() for _ in range(48)}
+            assert mine == other, (name, magnitude)
+
+
+def test_rand_augment_and_erasing_keep_form_and_change_a_share():
+    rng = np.random.default_rng(0)
+    image = picture(32, 32)
+    changed = [not np.array_equal(rand_augment(image, 9.0, rng), image) for _ in range(300)]
+    assert 0.65 < np.mean(changed) < 0.78  # two draws of one half, some of which change nothing
+    assert rand_augment(picture(16, 16, 1), 9.0, rng).shape == (16, 16, 1)
+    areas = [np.mean(np.any(erase(image, rng) != image, axis=-1)) for _ in range(200)]
+    assert min(areas) > 0.005
+    assert max(areas) < 0.36
+    plan = CropPlan(size=32, scale=None, flip_p=0.0, erase_p=1.0)
+    assert not np.array_equal(one_crop(image, plan, 0, sample_rng(0, 0, 0)), image)
 
 
 @given(st.integers(0, 10**6), st.integers(1, 195))

@@ -15,7 +15,8 @@ from vfm_ops.pretrain.text import Tokenize, tokenize_with, train_tokenizer
 from vfm_ops.pretrain.train_config import TrainConfig, train_config
 
 VIT = {"patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 2}
-_IMAGE = {"image_size": 16, "backbone": "vit_tiny_patch16_224", "backbone_args": VIT}
+# No stochastic depth: micro-batches and worlds of other sizes would draw other blocks to drop.
+_IMAGE = {"image_size": 16, "backbone": "vit_tiny_patch16_224", "backbone_args": VIT, "drop_path": 0.0}
 _DINO = {
     **_IMAGE, "prototypes": 32, "head_hidden": 16, "bottleneck": 8, "local_crops": 2, "local_size": 8, "momentum": 0.9,
 }  # fmt: skip

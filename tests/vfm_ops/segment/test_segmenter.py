@@ -166,7 +166,7 @@ def test_a_checkpoint_of_another_architecture_is_named(tmp_path):
     CLIPModel(
         CLIPConfig(text_config=small, vision_config=small | {"image_size": 32}, projection_dim=8)
     ).save_pretrained(tmp_path)
-    with pytest.raises(UsageError, match="architecture 'clip'"):
+    with pytest.raises(UsageError, match="checkpoint of 'clip'"):
         load_segmenter(f"sam:{tmp_path}")
 
 

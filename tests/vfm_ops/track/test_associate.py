@@ -119,7 +119,7 @@ def test_masks_tell_apart_what_boxes_cannot():
     assert second == first[::-1]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(st.tuples(st.floats(0, 80), st.floats(0, 80)), min_size=1, max_size=5), st.randoms(use_true_random=False)
 )
@@ -158,7 +158,7 @@ def test_settings_out_of_range_are_named():
         AssociationSettings(patience=10, memory=5)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(1, 20), st.integers(1, 20), st.integers(0, 2**32 - 1))
 def test_run_lengths_keep_every_pixel(height, width, seed):
     a, b = np.random.default_rng(seed).random((2, height, width)) > 0.5

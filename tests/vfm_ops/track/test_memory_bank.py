@@ -40,7 +40,7 @@ def test_sixteen_pointers_with_the_frame_itself_and_none_of_the_future():
     assert pairs == [(30, 0)] + [(d, 30 - d) for d in range(1, 16)]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.integers(0, 60), FRAMES, st.integers(1, 8))
 def test_nearest_prompted_frames_hold_one_on_either_side_and_none_nearer_is_left_out(frame, prompted, limit):
     chosen = nearest_prompted(frame, sorted(prompted), limit)
@@ -53,7 +53,7 @@ def test_nearest_prompted_frames_hold_one_on_either_side_and_none_nearer_is_left
     assert all(abs(t - frame) >= far for t in prompted - set(chosen))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.integers(0, 4), st.integers(20, 80), st.booleans())
 def test_eviction_never_loses_what_the_next_frames_read(history, count, reverse):
     """Against a bank that keeps everything: the same memories and pointers are selected, in the same order."""
@@ -101,7 +101,7 @@ def test_a_copy_is_left_alone_by_what_comes_later():
     assert 30 not in copy.tracked
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.integers(0, 200), max_size=120))
 def test_intervals_hold_what_a_set_holds(indices):
     intervals = FrameIntervals()

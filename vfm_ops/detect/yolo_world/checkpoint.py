@@ -10,60 +10,18 @@ Our modules carry the same names, so nothing is renamed; the size is read from t
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 
-import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from vfm_ops.detect.yolo_world.backbone import SIZES, Size
 from vfm_ops.detect.yolo_world.network import YoloWorldNetwork
-from vfm_ops.errors import UsageError, WeightsUnavailable
+from vfm_ops.errors import UsageError
 
 TEXT_PREFIX = "backbone.text_model.model."
 STEM = "backbone.image_model.stem.conv.weight"
 DEEPEST = "backbone.image_model.stage4.0.conv.weight"
 CLASSIFIER = "bbox_head.head_module.cls_preds.0.2.weight"
-SUFFIXES = (".safetensors", ".pth", ".pt")
-
-
-def find_weights(name: str) -> Path:
-    """The weights file that a spec's path means: the file itself, or the only one in a folder."""
-    path = Path(name).expanduser()
-    if path.is_file():
-        return path
-    if path.is_dir():
-        files = sorted(f for f in path.iterdir() if f.suffix in SUFFIXES)
-        if len(files) == 1:
-            return files[0]
-        raise UsageError(f"yolo-world:{name} holds {len(files)} weights files: name the one to use")
-    raise WeightsUnavailable(
-        f"yolo-world:{name}: there is no such file; fetch one where there is a network, such as with `hf download "
-        "wondervictor/YOLO-World-V2.1 --local-dir DIR`, and use yolo-world:DIR/FILE.pth"
-    )
-
-
-def read_state_dict(file: Path) -> dict[str, Tensor]:
-    """All tensors of a weights file by their published names. Nothing is unpickled but tensors and plain containers."""
-    try:
-        if file.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(file)
-        content = torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise UsageError(
-            f"{file} holds Python objects, which are never unpickled here: where you trust it, save its 'state_dict' "
-            f"with safetensors.torch.save_file and use that file ({str(error).splitlines()[0]})"
-        ) from error
-    except (OSError, RuntimeError, ValueError, EOFError, SafetensorError) as error:
-        raise WeightsUnavailable(f"{file} can't be read as weights: {str(error).splitlines()[0]}") from error
-    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
-        content = content["state_dict"]
-    if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()):
-        raise UsageError(f"{file} holds no state dict of tensors: it is no YOLO-World checkpoint")
-    return content
 
 
 def size_of(state: dict[str, Tensor], file: Path) -> Size:

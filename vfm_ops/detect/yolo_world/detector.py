@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import Self
 
 import cv2
 import numpy as np
@@ -13,11 +13,13 @@ from vfm_ops.detect.base import Detector
 from vfm_ops.detect.postprocess import Candidates
 from vfm_ops.detect.prompts import Prompts, prompts_per_image
 from vfm_ops.detect.yolo_world.backbone import STRIDES
-from vfm_ops.detect.yolo_world.checkpoint import load_network, read_state_dict, text_encoder_weights
+from vfm_ops.detect.yolo_world.checkpoint import load_network, text_encoder_weights
 from vfm_ops.detect.yolo_world.fold import fold_vocabulary
 from vfm_ops.detect.yolo_world.network import YoloWorldNetwork
 from vfm_ops.detect.yolo_world.text import TextEncoder, load_text_encoder
 from vfm_ops.errors import UsageError
+from vfm_ops.models.checkpoint import Checkpoint
+from vfm_ops.models.weights import read_state_dict
 
 # What surrounds a picture that is not square; the networks were trained with this grey.
 PAD = 114
@@ -28,6 +30,7 @@ class YoloWorld(Detector):
 
     family = "yolo-world"
     default_threshold = 0.05
+    threshold_source = "AILab-CVC/YOLO-World, demo/gradio_demo.py"
 
     def __init__(
         self,
@@ -48,11 +51,14 @@ class YoloWorld(Detector):
         self._folded: tuple[tuple[str, ...], YoloWorldNetwork] | None = None
 
     @classmethod
-    def from_weights(cls, file: Path, device: torch.device, autocast: torch.dtype | None, batch_size: int) -> YoloWorld:
+    def from_checkpoint(
+        cls, checkpoint: Checkpoint, device: torch.device, autocast: torch.dtype | None, batch_size: int
+    ) -> Self:
         """From a published .pth or a .safetensors file with the same keys.
 
         Its folder may also hold text_encoder/ (a transformers CLIP text model) and tokenizer/.
         """
+        file = checkpoint.weights[0]
         state = read_state_dict(file)
         network = load_network(state, file)
         text = load_text_encoder(text_encoder_weights(state), file.parent, device)

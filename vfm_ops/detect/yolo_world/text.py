@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from vfm_ops.detect.checkpoints import fetch_from_hub, load_pretrained
 from vfm_ops.errors import UsageError, WeightsUnavailable
+from vfm_ops.models.resolve import locate
+from vfm_ops.models.weights import load_transformers
 
 CLIP = "openai/clip-vit-base-patch32"
 # Every CLIP text model has attention heads of 64 channels.
@@ -50,9 +51,9 @@ def load_text_encoder(weights: dict[str, Tensor], folder: Path, device: torch.de
     if weights:
         model = text_model_from(weights)
     elif (folder / "text_encoder").is_dir():
-        model = load_pretrained(CLIPTextModelWithProjection, folder / "text_encoder", "yolo-world")
+        model = load_transformers(CLIPTextModelWithProjection, folder / "text_encoder")
     else:
-        model = load_pretrained(CLIPTextModelWithProjection, Path(fetch_from_hub("clip", CLIP)), "yolo-world")
+        model = load_transformers(CLIPTextModelWithProjection, locate("clip", CLIP).folder)
     window = int(model.config.max_position_embeddings)
     return TextEncoder(model.eval().to(device), load_tokenizer(folder, window))
 
@@ -92,7 +93,7 @@ def load_tokenizer(folder: Path, window: int) -> Tokenize:
         if (place / "tokenizer.json").is_file() or (place / "vocab.json").is_file():
             return _checked(CLIPTokenizerFast.from_pretrained(place, local_files_only=True), window)
     try:
-        return _checked(CLIPTokenizerFast.from_pretrained(fetch_from_hub("clip", CLIP), local_files_only=True), window)
+        return _checked(CLIPTokenizerFast.from_pretrained(locate("clip", CLIP).folder, local_files_only=True), window)
     except WeightsUnavailable as error:
         if importlib.util.find_spec("open_clip") is None:
             raise WeightsUnavailable(

@@ -23,7 +23,8 @@ class OpenCVDecoder:
 
     def frames(self, tick: Callable[[], None] | None = None) -> Iterator[tuple[int, np.ndarray]]:
         """(frame index, upright RGB), ascending. Raises MediaError('truncated' | 'damaged') after the frames it has."""
-        capture = cv2.VideoCapture(self._source.path or "", cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
+        with self._source.native_path() as path:
+            capture = cv2.VideoCapture(path, cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
         given = 0
         try:
             capture.set(cv2.CAP_PROP_ORIENTATION_AUTO, 0)  # rotation is ours, so that all decoders agree
@@ -40,7 +41,7 @@ class OpenCVDecoder:
                 if not read:
                     break
                 given += 1
-                yield index, _upright(cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB), self._probe.rotation)
+                yield index, self._probe.orientation.upright(cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB))
         finally:
             capture.release()
         _check_complete(self._source, self._probe, given, len(self._plan.wanted))
@@ -58,7 +59,8 @@ class DecordDecoder:
 
         given = 0
         try:
-            reader = decord.VideoReader(self._source.path, ctx=decord.cpu(0), num_threads=1)
+            with self._source.native_path() as path:
+                reader = decord.VideoReader(path, ctx=decord.cpu(0), num_threads=1)
             if len(reader) != self._probe.frame_count:
                 count = self._probe.frame_count
                 message = (
@@ -80,15 +82,15 @@ class DecordDecoder:
 
     def _turn(self, pixels: np.ndarray) -> np.ndarray:
         upright = (self._probe.height, self._probe.width)
-        return pixels if pixels.shape[:2] == upright else _upright(pixels, self._probe.rotation)
+        return pixels if pixels.shape[:2] == upright else self._probe.orientation.upright(pixels)
 
 
 def dense_backend_reads(backend: str, source: MediaSource, probe: Probe) -> str | None:
     """Why `opencv` or `decord` must not decode this video with exact frame numbers, or None when it may."""
     if source.path is None or source.offset is not None:
         return "it reads whole local files only"
-    if probe.cut_short or (probe.packet_rank < 0).any():
-        return "the file is cut short or edited, which PyAV alone follows"
+    if probe.cut_short or probe.damage or (probe.packet_rank < 0).any():
+        return "the file is damaged, cut short or edited, which PyAV alone follows"
     if probe.streams > 1:
         return "the file holds several video streams and it may take another one"
     if "av1" in probe.codec or "dav1d" in probe.codec:
@@ -100,8 +102,8 @@ def dense_backend_reads(backend: str, source: MediaSource, probe: Probe) -> str 
             return "the file has no reliable times, and it finds frames by them"
         if not _importable("decord"):
             return "it is not installed (pip install decord)"
-        if probe.rotation % 360 == 180:
-            return "it can't be told whether it has turned the picture by 180 degrees"
+        if probe.rotation == 180 or probe.flipped:
+            return "it can't be told whether it has turned or mirrored the picture"
     return None
 
 
@@ -109,10 +111,6 @@ def _importable(name: str) -> bool:
     import importlib.util
 
     return importlib.util.find_spec(name) is not None
-
-
-def _upright(pixels: np.ndarray, rotation: int) -> np.ndarray:
-    return np.ascontiguousarray(np.rot90(pixels, rotation // 90)) if rotation else pixels
 
 
 def _damage(source: MediaSource, given: int, reason: Any) -> str:

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vfm_ops.errors import UsageError
 from vfm_ops.pretrain.losses.collective import all_reduce_detached
 from vfm_ops.pretrain.losses.precision import widen
 
@@ -17,8 +18,12 @@ def dino_loss(
 
     student_SBK: logits of S views, of which the first T are the teacher's own views, in its order. teacher_TBK: target
     probabilities. skip_same_view drops pairs that show both networks the same crop (eq. 3). A uniform output on both sides
-    gives exactly ln K: a plateau there is a collapse.
+    gives exactly ln K: a plateau there is a collapse. UsageError for one view alone, which has no other to meet.
     """
+    if skip_same_view and len(student_SBK) < 2:
+        raise UsageError(
+            "DINO's loss is between different views and there is one: give at least two crops of each image"
+        )
     log_student_SBK = F.log_softmax(widen(student_SBK) / temperature, dim=-1)
     per_pair_TS = -torch.einsum("tbk,sbk->ts", teacher_TBK.detach().to(log_student_SBK.dtype), log_student_SBK)
     per_pair_TS = per_pair_TS / student_SBK.shape[1]

@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tests.conftest import optional_package
 from tests.vfm_ops.detect import tiny
 from tests.vfm_ops.detect.yolo_world.conftest import text_model
 from vfm_ops.detect import load_detector
@@ -161,7 +162,7 @@ def test_a_file_that_is_no_weights_is_refused(tmp_path):
 
 @pytest.fixture
 def open_clip():
-    return pytest.importorskip("open_clip", reason="needs open_clip_torch: pip install 'vfm-pipelines[openclip]'")
+    return optional_package("open_clip")
 
 
 def test_without_a_tokenizer_beside_the_weights_open_clip_gives_clips_token_ids(open_clip, tmp_path, monkeypatch):

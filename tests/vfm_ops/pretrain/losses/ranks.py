@@ -72,6 +72,39 @@ def _stepped(name: str, share: slice) -> dict[str, Tensor]:
     return {key: value.clone() for key, value in objective.state_dict().items() if value.is_floating_point()}
 
 
+CLIPPED = {"siglip": "all", "dino": "parameter", "dinov2": "module"}
+
+
+def _sharded(name: str) -> float:
+    """How far clipped gradients, and the weights after two steps of LARS on them, are from the whole ones when parameters
+    are sharded and scalars are not."""
+    from timm.optim import Lars
+    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.tensor import distribute_tensor
+
+    from tests.vfm_ops.pretrain.tiny import build
+    from vfm_ops.pretrain.step import clip_gradients, clip_groups
+
+    whole, sharded = build(name), build(name)
+    fully_shard(sharded, ignored_params={p for p in sharded.parameters() if p.ndim == 0})
+    generator = torch.Generator().manual_seed(0)
+    for own, split in zip(whole.parameters(), sharded.parameters()):
+        if own.requires_grad:
+            own.grad = torch.randn(own.shape, generator=generator)
+            split.grad = own.grad.clone()
+            if hasattr(split, "device_mesh"):
+                split.grad = distribute_tensor(split.grad, split.device_mesh, split.placements)
+    for objective in (whole, sharded):
+        for parameters in clip_groups(objective, CLIPPED[name]):
+            clip_gradients(parameters, 0.5)
+        learning = [p for p in objective.parameters() if p.requires_grad]
+        optimizer = Lars(learning, lr=4.8, momentum=0.9, weight_decay=1e-6, foreach=False)
+        optimizer.step()
+        optimizer.step()
+    made = [p.full_tensor() if hasattr(p, "full_tensor") else p for p in sharded.parameters()]
+    return max(float((a - b).detach().abs().max()) for a, b in zip(made, whole.parameters()))
+
+
 def byte_tokens(text: str, length: int) -> np.ndarray:
     """The same ids in every process, which a trained tokenizer does not promise."""
     return np.array([2, *[4 + ord(c) % 60 for c in text.ljust(length)[-length + 2 :]], 3], np.int64)
@@ -99,6 +132,7 @@ def measure(rank: int, world: int, folder: str) -> None:
         report["logits"][exchange] = _siglip_logit_elements(exchange)
     mine = slice(rank * share, (rank + 1) * share)
     report["stepped"] = {name: _worst(_stepped(name, mine), alone[name]) for name in alone}
+    report["sharded"] = {name: _sharded(name) for name in CLIPPED} if world == 2 else {}
     if rank == 0:
         (Path(folder) / f"errors-{world}.json").write_text(json.dumps(report))
     dist.destroy_process_group()

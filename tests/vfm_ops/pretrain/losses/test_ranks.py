@@ -8,7 +8,7 @@ import pytest
 import torch.multiprocessing as mp
 
 from tests.vfm_ops.pretrain.losses.cases import CASES, GATHERS
-from tests.vfm_ops.pretrain.losses.ranks import STEPPED, measure
+from tests.vfm_ops.pretrain.losses.ranks import CLIPPED, STEPPED, measure
 
 WORLDS = (1, 2, 4)
 
@@ -49,3 +49,9 @@ def test_ring_logits_do_not_grow_with_the_world(reports):
 def test_objectives_end_with_the_same_weights_on_two_ranks(reports, name):
     """Two whole steps: batch norms, clipping, momentum networks, centres and averaged gradients included."""
     assert reports[2]["stepped"][name] < 1e-6
+
+
+@pytest.mark.parametrize("name", CLIPPED)
+def test_sharded_gradients_are_clipped_and_adapted_as_whole_ones(reports, name):
+    """By the norm of all, of each network or of each parameter; with scalars that are not sharded among them."""
+    assert reports[2]["sharded"][name] < 1e-5

@@ -1,0 +1,137 @@
+"""`vfm try`: an op's values on a few pictures, of a lake or of files; nothing is written."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+import typer
+
+from jobs.cli import run
+from vfm_ops.errors import MediaError, UsageError
+
+if TYPE_CHECKING:
+    from vfm_ops.op import Op, Result
+
+LakeOption = Annotated[str | None, typer.Option(help="Lake whose stored frames are shown to the op.")]
+LONGEST = 60  # characters of a value on a line
+
+
+def command(
+    op: Annotated[str, typer.Option(help="Name of an op (vfm ops), or package.module:Name.")],
+    pictures: Annotated[list[Path] | None, typer.Argument(help="Image files, instead of a lake.")] = None,
+    lake: LakeOption = None,
+    count: Annotated[int, typer.Option("-n", "--count", min=1, help="How many frames of the lake.")] = 20,
+    where: Annotated[str | None, typer.Option(help="Only frames that satisfy this condition.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="A setting of the op, key=value; may be repeated.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON line a picture.")] = False,
+) -> int:
+    """Shows what an op gives for each picture, and what it drops. Exit code 1 where it, or a picture, failed."""
+    from vfm_ops.op import load_op
+
+    if bool(pictures) == bool(lake):
+        raise UsageError("name image files, or a lake with --lake: one of the two")
+    chosen = load_op({op: settings(set_ or [])})
+    if chosen.unit == "video":
+        raise UsageError(
+            f"op {chosen.name} is on videos, and vfm try shows an op pictures: run it on a lake of one short video"
+        )
+    rows = sample_of(lake, chosen, count, where) if lake else pictures_of(pictures or [])
+    names: list[str] = []
+    images: list[np.ndarray] = []
+    columns: dict[str, list[Any]] = {name: [] for name in chosen.columns}
+    bad = 0
+    for name, picture, values in rows:
+        if isinstance(picture, MediaError):
+            print(f"error: {name}: {picture}", file=sys.stderr)
+            bad += 1
+            continue
+        names.append(name)
+        images.append(picture)
+        for column, kept in columns.items():
+            if column in values:
+                kept.append(values[column])
+    given = {column: kept for column, kept in columns.items() if len(kept) == len(names)}
+    result = chosen.apply(images, given)
+    print("\n".join(lines(names, result, as_json)))
+    failed = sum(error is not None for error in result.errors)
+    if not as_json:
+        print(summary(chosen, result), file=sys.stderr)
+    return 1 if bad or failed else 0
+
+
+def settings(overrides: list[str]) -> dict[str, Any]:
+    """{key: value} of key=value, each value as YAML reads it."""
+    from pipelines.settings import parse_override, put_override
+
+    found: dict[str, Any] = {}
+    for text in overrides:
+        put_override(found, text, *parse_override(text, "least=0.5"))
+    return found
+
+
+Row = tuple[str, np.ndarray | MediaError, dict[str, Any]]
+
+
+def pictures_of(paths: list[Path]) -> Iterator[Row]:
+    """Name, pixels (or what is wrong with it) and no values, of each file."""
+    from jobs.detect import read_pictures
+
+    for path, picture in read_pictures(paths):
+        yield str(path), picture, {}
+
+
+def sample_of(root: str, op: Op, count: int, where: str | None) -> Iterator[Row]:
+    """Frame id, pixels of the stored picture and the values that the op reads, of frames spread evenly over a lake."""
+    from pipelines.lake import Lake
+    from pipelines.process.sample import sample_frames
+
+    yield from sample_frames(Lake.open(root), list(op.columns), count, where)
+
+
+def lines(names: list[str], result: Result, as_json: bool) -> Iterator[str]:
+    """A line a picture: its values, or its error, and why it is dropped."""
+    values: dict[str, list[Any]] = {name: array.to_pylist() for name, array in result.columns.items()}
+    if result.rows is not None:
+        values["rows"] = list(result.rows)
+    for i, name in enumerate(names):
+        row = {column: kept[i] for column, kept in values.items()}
+        if as_json:
+            yield json.dumps(
+                {"picture": name, **row, "error": result.errors[i], "dropped": result.dropped[i]}, default=str
+            )
+            continue
+        shown = "  ".join(f"{column} {_short(value)}" for column, value in row.items())
+        notes = [result.errors[i] or "", f"dropped: {result.dropped[i]}" if result.dropped[i] else ""]
+        yield "  ".join(part for part in (name, shown, *notes) if part)
+
+
+def summary(op: Op, result: Result) -> str:
+    """How many rows, and the least, median and largest of each number."""
+    counts = f"{op.name}: {len(result.errors)} pictures, {sum(d is not None for d in result.dropped)} dropped, "
+    parts = [counts + f"{sum(e is not None for e in result.errors)} failed; nothing was written"]
+    if result.rows is not None:
+        parts.append(
+            f"  {sum(len(rows or ()) for rows in result.rows)} rows of table {op.table.name if op.table else ''}"
+        )
+    for name, array in result.columns.items():
+        numbers = [v for v in array.to_pylist() if isinstance(v, int | float)]
+        if numbers:
+            low, middle, high = np.percentile(numbers, [0, 50, 100])
+            parts.append(f"  {name}: {low:.4g} to {high:.4g}, median {middle:.4g}")
+    return "\n".join(parts)
+
+
+def _short(value: Any) -> str:
+    text = f"{value:.4g}" if isinstance(value, float) else str(value)
+    return text if len(text) <= LONGEST else text[: LONGEST - 3] + "..."
+
+
+if __name__ == "__main__":
+    sys.exit(run(command))

@@ -1,0 +1,380 @@
+"""Values of ops for frames that a lake already holds: fragment by fragment, from the stored pictures.
+
+What an op has covered, the lake's coverage says. Of the other assets, a frame is pending while it has a picture, no value, and
+no word in `frames.error` that says why it can't have one. What is added to a fragment is a data file of its own, committed when
+it is done: no JPEG is rewritten, and a killed run goes on with what is left.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipelines.cluster import MOST_CPUS, connect, has_ray, hush, place
+from pipelines.lake import Lake, Lease, new_run_id
+from pipelines.lake.coverage import AssetSet, asset_numbers, assets_in, cover, covered
+from pipelines.lake.keys import op_keys
+from pipelines.lake.lake import rows_by_fragment
+from pipelines.lake.numbers import id_hashes, number_assets
+from pipelines.lake.schema import ERROR, wants_value
+from pipelines.process.frames import WHY_DROPPED, picture_rows, put_column
+from pipelines.process.ops import PlannedOp, drop_op, forget_errors_in, forget_values, plan_ops, prepare
+from pipelines.process.recipe import Recipe, Resources
+from pipelines.process.stages import OpStage, views_of
+from pipelines.process.units import LARGEST_UNIT
+from pipelines.process.write import UnitError, op_rows
+from pipelines.settings import validate
+from vfm_ops.embed.columns import patches_column
+from vfm_ops.errors import MediaError, UsageError, VfmError
+from vfm_ops.media.frame import DecodeSettings
+from vfm_ops.media.sandbox import Sandbox
+from vfm_ops.media.source import MediaSource
+from vfm_ops.models.device import cpu_count, resolve_device
+from vfm_ops.scheduling import use_batch_scheduling
+
+ROWS, BLIND_ROWS = 32, 8192  # in a batch, of an op that looks at pictures and of one that does not
+Row = dict[str, Any]
+
+
+def embed_lake(
+    lake: Lake,
+    settings: Mapping[str, Any],
+    resources: Resources | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> int:
+    """Adds a model's column to `frames` where it is missing, and fills it. Returns how many frames got a vector.
+
+    settings: of the op embed, such as {"model": "timm:tf_efficientnet_lite0"}. Raises UsageError (a model that can't be had, a
+    busy lake, a lake without frames) before anything is written.
+    """
+    wanted = {"ops": [{"embed": dict(settings)}], "resources": resources or Resources()}
+    recipe = validate(Recipe, wanted, "embed")
+    (planned,) = plan_ops(recipe, lake.schema("frames"))
+    if lake.count("frames") == 0:
+        raise UsageError(f"{lake.root} has no frames yet: process it first")
+    run_id = new_run_id()
+    with Lease(lake, run_id):
+        number_assets(lake)
+        prepare(lake, [planned])
+        return fill_values(lake, recipe, planned, assets_in(lake, "frames"), run_id, progress)
+
+
+def drop_columns(lake: Lake, op: str | None = None, model: str | None = None) -> list[str]:
+    """Removes what an op (by its name in the recipe) or a model (by spec) filled: columns of `frames`, rows of its table.
+    Returns the names of the columns, or of the table.
+
+    Raises UsageError when neither or both are named, or it filled nothing; VfmError when another run holds the lake.
+    """
+    if (op is None) == (model is None):
+        raise UsageError("name an op or a model: one of the two")
+    with Lease(lake, new_run_id()):
+        stored = op_keys(lake)
+        if op is not None and op in stored:
+            drop_op(lake, stored[op])
+            return [*(stored[op]["columns"] or []), *([stored[op]["table"]] if stored[op]["table"] else [])]
+        names = columns_of(lake, op, model)
+        for name in names:
+            if name in stored:  # a model's column is its op's name
+                drop_op(lake, stored[name])
+        forget_values(lake, str(op or model), names)
+    return names
+
+
+def forget_errors(lake: Lake, op: str) -> int:
+    """Makes the frames that an op failed on pending again for it. Returns how many. UsageError where it filled no column."""
+    with Lease(lake, new_run_id()):
+        stored = op_keys(lake).get(op)
+        if stored is None:
+            return forget_errors_in(lake, columns_of(lake, op))
+        lake.delete("coverage", "key", [stored["key"]])
+        return forget_errors_in(lake, stored["columns"] or [])
+
+
+def columns_of(lake: Lake, op: str | None = None, model: str | None = None) -> list[str]:
+    """Columns of `frames` that an op (by name) or a model (by spec) filled. UsageError where there is none."""
+    key, owner = (b"op", op) if op is not None else (b"spec", model)
+    schema = lake.schema("frames")
+    names = [f.name for f in schema if (f.metadata or {}).get(key) == str(owner).encode()]
+    names += [tokens for name in names if (tokens := patches_column("", name)) in schema.names]
+    if not names:
+        known = ", ".join(filled_by(schema)) or "none that an op or a model filled"
+        raise UsageError(f"{owner} filled no column of {lake.root}; there are {known}")
+    return names
+
+
+def filled_by(frames: pa.Schema) -> list[str]:
+    """Names of the ops, and specs of the models, that filled columns of `frames`."""
+    facts = [f.metadata or {} for f in frames]
+    return sorted({(m.get(b"spec") or m[b"op"]).decode() for m in facts if b"spec" in m or b"op" in m})
+
+
+def fill_values(
+    lake: Lake,
+    recipe: Recipe,
+    planned: PlannedOp,
+    there: AssetSet,
+    run_id: str,
+    progress: Callable[[int, int], None] | None = None,
+) -> int:
+    """Fills the columns, or the table, of an op on frames where its values are missing. Returns how many frames got one.
+
+    there: assets with frames. The caller holds the lease and has made the columns exist. UsageError when the lake stores no
+    pictures.
+    """
+    wanted = there.without(covered(lake, planned.key))
+    if not len(wanted):
+        return 0
+    schema = lake.schema("frames")
+    pending = " OR ".join(f"({wants_value(schema, field.name)})" for field in planned.fields)
+    _check_pictures(lake, planned)
+    if planned.count is not None:
+        _forget_half_done(lake, planned, pending)
+    filled, done = 0, 0
+    for row, total in run_on_fragments(lake, recipe, planned, pending, wanted):
+        if row["rows"]:  # before the column that says how many they are
+            lake.commit(planned.op.table.name, list(row["rows"]))  # type: ignore[union-attr]
+        lake.commit_columns("frames", row["written"])
+        filled, done = filled + row["filled"], done + 1
+        if progress:
+            progress(done, total)
+    cover(lake, {planned.key: planned.title}, wanted, run_id)
+    return filled
+
+
+def _fragments_of(lake: Lake, assets: AssetSet) -> list[int]:
+    """Fragments of `frames` with rows of these assets."""
+    found: set[int] = set()
+    scanner = lake.table("frames").scanner(columns=["asset_no"], with_row_address=True)
+    for batch in scanner.to_batches():
+        inside = assets.contains(asset_numbers(batch["asset_no"]))
+        found.update(np.unique(batch["_rowaddr"].to_numpy()[inside] >> 32).tolist())
+    return sorted(found)
+
+
+def _check_pictures(lake: Lake, planned: PlannedOp) -> None:
+    if planned.op.needs is None or lake.count("frames", "jpeg IS NOT NULL"):
+        return
+    if lake.count("frames", f"{planned.fields[0].name} IS NULL"):
+        raise UsageError(
+            f"the frames of {lake.root} were stored without JPEGs: process them again with {planned.says} in the recipe"
+        )
+
+
+def _forget_half_done(lake: Lake, planned: PlannedOp, pending: str) -> None:
+    """Removes rows of an op's table whose frames still want them: of a run that was killed between the two commits."""
+    table = planned.op.table
+    assert table is not None
+    if not lake.count(table.name, f"op = '{planned.title}'"):
+        return
+    hashes = [id_hashes(b["frame_id"]) for b in lake.scan("frames", ["frame_id"], pending)]
+    waiting = np.concatenate(hashes) if hashes else np.empty(0, np.int64)
+    stray: set[str] = set()
+    for batch in lake.scan(table.name, ["frame_id"], f"op = '{planned.title}'"):
+        found = np.isin(id_hashes(batch["frame_id"]), waiting)
+        stray.update(batch["frame_id"].filter(pa.array(found)).to_pylist())
+    lake.delete(table.name, "frame_id", sorted(stray), f"op = '{planned.title}'")
+
+
+def run_on_fragments(
+    lake: Lake, recipe: Recipe, planned: PlannedOp, pending: str, wanted: AssetSet
+) -> Iterator[tuple[Row, int]]:
+    """What an op gives for rows of `frames` that satisfy `pending` and are of `wanted` assets: FILLED rows, and of how many."""
+    counts = rows_by_fragment(lake.table("frames"), pending)
+    fragments = [f for f in _fragments_of(lake, wanted) if f in counts]
+    if not fragments:
+        return
+    small = _is_small(min(len(wanted), sum(counts[f] for f in fragments)), recipe.resources)
+    for row in (_fill_here if small else _fill_on_ray)(lake, recipe, planned, pending, wanted, fragments):
+        if row["error"]:
+            error = UnitError(**json.loads(row["error"]))
+            kind = UsageError if error.exit_code == UsageError.exit_code else VfmError
+            raise kind(error.message if error.exit_code else f"{planned.says}: {error.kind}: {error.message}")
+        yield row, len(fragments)
+
+
+def _is_small(rows: int, resources: Resources) -> bool:
+    """Whether the work is done here before Ray would have started, where one actor would hold the whole machine anyway."""
+    alone = not has_ray() and resources == Resources() and cpu_count() < 2 * MOST_CPUS
+    return alone and rows <= LARGEST_UNIT and resolve_device(resources.device) == "cpu"
+
+
+def _fill_here(
+    lake: Lake, recipe: Recipe, planned: PlannedOp, pending: str, wanted: AssetSet, fragments: list[int]
+) -> Iterator[Row]:
+    fill = FillFragment(lake, recipe, planned.title, min(cpu_count(), MOST_CPUS), pending, wanted)
+    try:
+        for fragment in fragments:
+            yield from fill(pa.table({"fragment": [fragment]})).to_pylist()
+    finally:
+        fill.close()
+
+
+def _fill_on_ray(
+    lake: Lake, recipe: Recipe, planned: PlannedOp, pending: str, wanted: AssetSet, fragments: list[int]
+) -> Iterator[Row]:
+    connect()
+    hush()
+    import ray
+
+    ray.data.DataContext.get_current().max_errored_blocks = 0  # a run before this one may let blocks fail
+    where = place(recipe.resources)
+    ds = ray.data.from_arrow([pa.table({"fragment": [f]}) for f in fragments]).map_batches(
+        FillFragment,
+        fn_constructor_args=(lake, recipe, planned.title, where.threads, pending, wanted),
+        batch_size=None,
+        batch_format="pyarrow",
+        compute=ray.data.ActorPoolStrategy(min_size=where.actors[0], max_size=where.actors[1]),
+        num_cpus=where.cpus,
+        num_gpus=where.gpus,
+    )
+    try:
+        for batch in ds.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+            yield from batch.to_pylist()
+    except ray.exceptions.RayError as e:
+        reason = next((line for line in str(e).splitlines() if line.strip()), type(e).__name__).strip()
+        text = f"Ray ended {planned.says}: {reason}; what was committed stays, and the same command goes on"
+        raise VfmError(text) from e
+
+
+FILLED = pa.schema(
+    [
+        ("written", pa.string()),  # what `Lake.commit_columns` takes; empty where the op fills no column
+        ("rows", pa.list_(pa.string())),  # fragments of the op's table
+        ("drops", pa.list_(pa.list_(pa.string()))),  # (frame id, reason) of what a filter without columns drops
+        ("filled", pa.int64()),
+        ("error", pa.string()),
+    ]
+)
+
+
+class FillFragment:
+    """Actor: decodes the JPEGs of a fragment whose rows want an op (`pending`, SQL, of `wanted` assets), and writes its columns
+    and rows of its table."""
+
+    def __init__(self, lake: Lake, recipe: Recipe, title: str, threads: int, pending: str, wanted: AssetSet) -> None:
+        use_batch_scheduling()  # before the model's threads and the decoders are started
+        self.lake, self.pending, self.wanted = lake, pending, wanted
+        self.failure: Exception | None = None
+        self.sandbox: Sandbox | None = None
+        try:
+            # With the columns that are filled here.
+            planned = plan_ops(recipe, lake.schema("frames"), threads)
+            self.planned = next(one for one in planned if one.title == title)
+            self.views = views_of([self.planned])
+            self.stage = OpStage(self.planned)
+        except Exception as e:  # raised here, it would be one more dead actor to Ray, which tells nobody why
+            self.failure = e
+            return
+        if self.views:
+            limits = recipe.decode.limits()
+            settings = DecodeSettings(views=self.views, jpeg=False, quality=False, phash=False, limits=limits)
+            self.sandbox = Sandbox(settings, threads)
+
+    def close(self) -> None:
+        """Ends the decoder processes."""
+        if self.sandbox:
+            self.sandbox.close()
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        """block: one fragment id. Returns what to commit; a frame that can't have a value gets the reason instead. What goes
+        wrong comes back as data, too: Ray would carry no more than a traceback."""
+        try:
+            if self.failure:
+                raise self.failure
+            row = self._fill(block["fragment"][0].as_py())
+        except Exception as e:
+            error = json.dumps(asdict(UnitError.of(e, [])))
+            row = {"written": "", "rows": [], "drops": [], "filled": 0, "error": error}
+        return pa.Table.from_pylist([row], FILLED)
+
+    def _fill(self, fragment: int) -> Row:
+        rowids: deque[list[int]] = deque()
+        faults: dict[int, dict[str, str]] = {}
+        told: dict[int, str | None] = {}
+        fields = self.planned.fields
+        schema = pa.schema([("_rowid", pa.uint64()), *fields, ERROR])
+        filled, found, drops = [], [], []
+        for rows in self.stage.stream(self._stored(fragment, rowids, faults, told)):
+            ids = rowids.popleft()
+            for row_id, error in zip(ids, rows["error"].to_pylist()):
+                if error:
+                    faults[row_id] = json.loads(error)
+            if self.planned.count is not None and (own := op_rows(self.planned, rows)).num_rows:
+                found.append(own)
+            if not fields:
+                gone = rows.filter(rows[WHY_DROPPED].is_valid())
+                drops += [list(pair) for pair in zip(gone["frame_id"].to_pylist(), gone[WHY_DROPPED].to_pylist())]
+                continue
+            filled.append(_filled(schema, ids, {f.name: rows[f.name] for f in fields}, faults, told))
+        if not fields:
+            return {"written": "", "rows": [], "drops": drops, "filled": 0, "error": None}
+        if lost := [row_id for row_id in told if "jpeg" in faults.get(row_id, ())]:
+            filled.append(_filled(schema, lost, {}, faults, told))
+        columns = pa.concat_tables(filled) if filled else schema.empty_table()
+        values = columns.num_rows - columns[fields[0].name].null_count
+        if not any(faults.values()):
+            columns = columns.drop_columns(ERROR.name)
+        table = self.planned.op.table
+        written = self.lake.write_fragments(table.name, pa.concat_tables(found)) if table and found else []
+        return {
+            "written": self.lake.write_columns("frames", fragment, columns),
+            "rows": written,
+            "drops": [],
+            "filled": values,
+            "error": None,
+        }
+
+    def _stored(
+        self,
+        fragment: int,
+        rowids: deque[list[int]],
+        faults: dict[int, dict[str, str]],
+        told: dict[int, str | None],
+    ) -> Iterator[pa.Table]:
+        """Pending frames of a fragment, decoded. Those that don't decode go to `faults`; `told`: reasons from before."""
+        reads = ("asset_id", "run_key", "frame_index", "asset_no", *self.planned.op.columns)
+        shown = ["frame_id", *(["jpeg"] if self.views else []), ERROR.name]
+        wanted = list(dict.fromkeys([*shown, *reads]))
+        for batch in self.lake.scan_fragment(
+            "frames", fragment, wanted, ROWS if self.views else BLIND_ROWS, self.pending
+        ):
+            numbers = asset_numbers(batch["asset_no"])
+            batch = batch.filter(pa.array((numbers < 0) | self.wanted.contains(numbers)))
+            if not batch.num_rows:
+                continue
+            stored = batch.select([*shown, "_rowid"]).to_pylist()
+            told.update((r["_rowid"], r[ERROR.name]) for r in stored)
+            good, decoded = list(range(len(stored))), []
+            if self.sandbox is not None:
+                results = list(self.sandbox.images([MediaSource(r["frame_id"], data=r["jpeg"]) for r in stored]))
+                faults.update(
+                    (r["_rowid"], {"jpeg": str(f)}) for r, f in zip(stored, results) if isinstance(f, MediaError)
+                )
+                good = [i for i, f in enumerate(results) if not isinstance(f, MediaError)]
+                decoded = [f for f in results if not isinstance(f, MediaError)]
+            if good:
+                rowids.append([stored[i]["_rowid"] for i in good])
+                rows = picture_rows(decoded, len(good), self.views)
+                stored_rows = batch.take(pa.array(good))
+                for name in ("frame_id", *reads):
+                    rows = put_column(rows, name, stored_rows[name])
+                yield rows
+
+
+def _filled(
+    schema: pa.Schema,
+    row_ids: list[int],
+    columns: dict[str, pa.Array],
+    faults: dict[int, dict[str, str]],
+    told: dict[int, str | None],
+) -> pa.Table:
+    """Rows of what is written: values where there are any, and reasons, those from before included."""
+    errors = [json.dumps({**json.loads(told[i] or "{}"), **faults[i]}) if i in faults else told[i] for i in row_ids]
+    given = {"_rowid": pa.array(row_ids, pa.uint64()), **columns, ERROR.name: pa.array(errors, pa.string())}
+    return pa.table([given.get(f.name, pa.nulls(len(row_ids), f.type)) for f in schema], schema.names).cast(schema)

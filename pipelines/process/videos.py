@@ -1,0 +1,103 @@
+"""Ops on videos: every frame of a video goes through the op, in order, chunk by chunk.
+
+Each chunk's rows are written as fragments, and the op's state goes to the lake's journal: a killed run goes on from there.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import Any
+
+import cv2
+import numpy as np
+import pyarrow as pa
+
+from pipelines.lake import Lake
+from pipelines.lake.journal import Journal
+from pipelines.lake.schema import table_schema
+from pipelines.process.frames import Outcome, closing_rows, stored_size
+from pipelines.process.ops import PlannedOp
+from pipelines.process.recipe import Recipe
+from pipelines.sources import RowReader, media_source
+from vfm_ops.errors import MediaError, VfmError
+from vfm_ops.media.frame import DecodeSettings, Frame
+from vfm_ops.media.sandbox import Sandbox
+from vfm_ops.op import NATIVE, Video, VideoFrame, VideoOp
+
+VIEW = "frame"
+
+
+class RunOnVideos:
+    """Op: rows of `assets` (with `attempt`), all of them videos that were decoded before, to one closing row each."""
+
+    def __init__(self, planned: PlannedOp, recipe: Recipe, lake: Lake) -> None:
+        assert isinstance(planned.op, VideoOp)
+        assert planned.op.table is not None
+        self.planned, self.op, self.recipe, self.lake = planned, planned.op, recipe, lake
+        self.table = planned.op.table.name
+        self.schema = table_schema(planned.op.table, "video")
+        self.sandbox = Sandbox(video_decoding(recipe), 1)
+
+    def __call__(self, assets: pa.Table) -> Iterator[pa.Table]:
+        """One video after another: an op on videos has a state, and a model that is busy anyway."""
+        for asset in assets.to_pylist():
+            outcome = Outcome.of(asset, self.planned.key, self.planned.title)
+            try:
+                self._run(outcome)
+            except MediaError as e:
+                outcome.fail(self.planned.title, e.kind, str(e))
+            except VfmError:  # the run's error, such as a store's, or an op's that broke its contract
+                raise
+            except Exception as e:
+                outcome.fail(self.planned.title, type(e).__name__, str(e), traceback.format_exc())
+            yield closing_rows([outcome], {})
+
+    def _run(self, outcome: Outcome) -> None:
+        journal = Journal(self.lake, outcome.asset_id, outcome.run_key, outcome.etag, self.table)
+        outcome.journal = journal.name
+        source = media_source(outcome.source, RowReader())
+        probe = self.sandbox.probe(source)
+        width, height = stored_size(probe.width, probe.height, self.recipe.jpeg.max_side)
+        cuts = self._cuts(outcome.asset_id)
+        video = Video(outcome.asset_id, outcome.uri, width, height, probe.fps or 0.0, probe.frame_count, cuts)
+        saved = self.lake.attempt("read a journal", lambda _: journal.load())
+        done, state = (saved[0], self.op.loads(video, saved[1])) if saved else (_nothing(), self.op.begin(video))
+        frames = self.sandbox.frames(source, np.arange(done["next_frame"], probe.frame_count), probe)
+        while chunk := list(self._frames(islice(frames, self.op.chunk_frames), cuts)):
+            state, rows = self.op.chunk(video, state, chunk)
+            if rows := self.op.checked(rows):
+                done["fragments"] += self.lake.write_fragments(self.table, self._table(rows, outcome))
+            done = {**done, "next_frame": chunk[-1].index + 1, "rows": done["rows"] + len(rows)}
+            if done["next_frame"] < probe.frame_count and (data := self.op.dumps(state)) is not None:
+                journal.save(done, data)
+        outcome.rows = done["rows"]
+        outcome.written = {self.table: done["fragments"]}
+
+    def _cuts(self, asset_id: str) -> frozenset[int]:
+        starts = self.lake.read("shots", ["start_frame"], f"asset_id = '{asset_id}'")["start_frame"].to_pylist()
+        return frozenset(starts)
+
+    def _frames(self, frames: Iterable[Frame], cuts: frozenset[int]) -> Iterator[VideoFrame]:
+        """Frames in pixels of the stored frame."""
+        for frame in frames:
+            rgb = frame.views[VIEW]
+            width, height = stored_size(frame.width, frame.height, self.recipe.jpeg.max_side)
+            if (height, width) != rgb.shape[:2]:
+                rgb = cv2.resize(rgb, (width, height), interpolation=cv2.INTER_AREA)
+            yield VideoFrame(frame.frame_index, frame.pts_s, np.ascontiguousarray(rgb), frame.frame_index in cuts)
+
+    def _table(self, rows: list[dict[str, Any]], outcome: Outcome) -> pa.Table:
+        whose = {"asset_id": outcome.asset_id, "run_key": outcome.run_key, "op": self.planned.title}
+        return pa.Table.from_pylist([{**row, **whose} for row in rows], self.schema)
+
+
+def _nothing() -> dict[str, Any]:
+    return {"next_frame": 0, "rows": 0, "fragments": []}
+
+
+def video_decoding(recipe: Recipe) -> DecodeSettings:
+    """How a video is decoded a second time, whole, within the limits that its sampled frames were decoded in."""
+    d = recipe.decode
+    return DecodeSettings({VIEW: NATIVE}, d.decoder, jpeg=False, quality=False, phash=False, limits=d.limits())

@@ -1,0 +1,1 @@
+"""Detectors, a file each: what it is, and how it answers a batch of images with prompts."""

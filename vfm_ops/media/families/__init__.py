@@ -1,0 +1,1 @@
+"""Families that find shots, a file each."""

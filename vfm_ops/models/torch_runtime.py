@@ -1,0 +1,102 @@
+"""The torch runtime: channels-last, autocast, a frozen trace on a CPU; autocast and optional compile on a card."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections import deque
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+
+from vfm_ops.models.compiled import Batch, CompiledModule, Request, tile
+
+log = logging.getLogger(__name__)
+
+STATIC_BATCH = {"cpu": 16, "cuda": 64}
+AHEAD = 2  # batches queued on a card before the oldest is read back
+
+
+def build(request: Request, precision: str) -> TorchModule:
+    """A callable over the request's module. The module is moved to the device and to channels-last, in place."""
+    return TorchModule(request, precision)
+
+
+class TorchModule(CompiledModule):
+    """A module under inference mode at one precision and one static batch."""
+
+    runtime = "torch"
+
+    def __init__(self, request: Request, precision: str) -> None:
+        import torch
+
+        self.precision = precision
+        self.device = torch.device(request.device)
+        self.batch = request.static_batch or STATIC_BATCH[self.device.type]
+        self._dtype = {"exact": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+        self._forward: Any = request.load().to(self.device)
+        if precision != "exact":
+            self._forward = self._forward.to(memory_format=torch.channels_last)
+            self._forward = self._frozen(request) if self.device.type == "cpu" else self._forward
+        if request.torch_compile:
+            self._forward = torch.compile(self._forward, mode="max-autotune-no-cudagraphs", dynamic=False)
+
+    def _frozen(self, request: Request) -> Any:
+        """The module traced under autocast and frozen; the module itself where the tracer can't follow it."""
+        import torch
+
+        example = tuple(torch.from_numpy(tile(a, self.batch)) for a in request.example)
+        try:
+            with torch.no_grad(), self._autocast(), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                traced = torch.jit.trace(self._forward, example, check_trace=False, strict=False)
+                return torch.jit.freeze(traced.eval())
+        except RuntimeError as error:
+            log.info("the tracer can't follow this module (%s): it runs eagerly", str(error).splitlines()[0])
+            return self._forward
+
+    def _autocast(self) -> Any:
+        import torch
+
+        # Autocast's weight cache must be off while a tracer records, or casts of weights become constants of no graph.
+        on = self._dtype is not None
+        return torch.autocast(self.device.type, dtype=self._dtype or torch.bfloat16, enabled=on, cache_enabled=False)
+
+    def map(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """See CompiledModule.map. On a card, copies and kernels of AHEAD batches are queued before a result is read."""
+        ahead = AHEAD if self.device.type == "cuda" else 0
+        queued: deque[list[tuple[Any, ...]]] = deque()
+        for batch in batches:
+            queued.append(self._launch(batch if isinstance(batch, tuple) else (batch,)))
+            if len(queued) > ahead:
+                yield _read(queued.popleft())
+        while queued:
+            yield _read(queued.popleft())
+
+    def _launch(self, inputs: tuple[np.ndarray, ...]) -> list[tuple[Any, ...]]:
+        import torch
+
+        parts = []
+        for start in range(0, max(len(inputs[0]), 1), self.batch):
+            part = tuple(a[start : start + self.batch] for a in inputs)
+            count = len(part[0])
+            fixed = (
+                part
+                if count == self.batch
+                else tuple(tile(a if count else np.zeros_like(a, shape=(1, *a.shape[1:])), self.batch) for a in part)
+            )
+            tensors = [torch.from_numpy(np.ascontiguousarray(a)) for a in fixed]
+            if self.device.type == "cuda":
+                tensors = [t.pin_memory().to(self.device, non_blocking=True) for t in tensors]
+            with torch.inference_mode(), self._autocast():
+                out = self._forward(*tensors)
+            outs = out if isinstance(out, tuple) else (out,)
+            parts.append(tuple((o.float() if o.is_floating_point() else o)[:count] for o in outs))
+        return parts
+
+
+def _read(parts: list[tuple[Any, ...]]) -> Batch:
+    """Copy the parts of one batch to the host and join them."""
+    joined = tuple(np.concatenate([o.cpu().numpy() for o in column]) for column in zip(*parts, strict=True))
+    return joined if len(joined) > 1 else joined[0]

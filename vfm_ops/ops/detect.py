@@ -1,0 +1,74 @@
+"""Open-vocabulary detection: boxes of what the prompts name, on each frame."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from pydantic import Field
+
+from vfm_ops import op
+from vfm_ops.models.checkpoint import remembered_digest
+from vfm_ops.models.resolve import find_checkpoint
+from vfm_ops.models.shipped import DEFAULT_DETECTOR
+
+BOX = pa.list_(pa.float32(), 4)  # xyxy, pixels of the stored frame
+COLUMNS = {
+    "model": pa.string(),
+    "prompt": pa.string(),
+    "label": pa.string(),
+    "score": pa.float32(),
+    "box": BOX,
+}
+
+
+class DetectSettings(op.Settings):
+    """What to find, and by which model."""
+
+    prompts: str  # 'person . bicycle .'
+    model: str = DEFAULT_DETECTOR
+    threshold: float | None = Field(None, ge=0, le=1)  # None: the model family's own
+    nms_iou: float = Field(0.5, gt=0, le=1)
+
+
+class Detect(op.Op):
+    """Boxes with exactly one prompt each, rows of `detections`; xyxy in pixels of the stored frame."""
+
+    name, main, heavy = "detect", "prompts", True
+    table = op.Table("detections", COLUMNS, id="detection_id", prefix="d")
+    Settings = DetectSettings
+    settings: DetectSettings
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.checkpoint = find_checkpoint(self.settings.model, "detect")
+        self.device = "auto"
+
+    def place(self, device: str, threads: int | None) -> None:
+        """Where the model runs."""
+        self.device = device
+
+    @cached_property
+    def detector(self) -> Any:
+        """The model, loaded."""
+        from vfm_ops.detect import load_detector
+
+        return load_detector(self.settings.model, device=self.device)
+
+    def digest(self) -> str:
+        """Of the weights."""
+        return remembered_digest(self.checkpoint)
+
+    def run(self, images: list[np.ndarray]) -> list[list[dict[str, Any]]]:
+        """images: uint8 (H, W, 3) each."""
+        s = self.settings
+        results = self.detector.detect(list(images), s.prompts, thresholds=s.threshold, nms_iou=s.nms_iou)
+        return [
+            [
+                {"model": s.model, "prompt": label, "label": label, "score": float(score), "box": box.tolist()}
+                for label, score, box in zip(found.labels, found.scores, found.boxes)
+            ]
+            for found in results
+        ]

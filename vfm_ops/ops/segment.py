@@ -1,0 +1,83 @@
+"""Every object of a frame, without prompts: SAM's everything mode, one mask a row."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from pydantic import Field
+
+from vfm_ops import op
+from vfm_ops.models.checkpoint import remembered_digest
+from vfm_ops.models.resolve import find_checkpoint
+from vfm_ops.models.shipped import DEFAULT_TRACKER
+from vfm_ops.ops.detect import BOX
+from vfm_ops.ops.track import MASK
+
+COLUMNS = {
+    "box": BOX,  # xyxy, pixels of the stored frame
+    "mask": MASK,
+    "area": pa.int64(),  # pixels
+    "score": pa.float32(),  # predicted IoU
+    "stability": pa.float32(),
+}
+
+
+class SegmentSettings(op.Settings):
+    """The model, and which masks are kept: see `vfm_ops.segment.automatic.GridSettings`."""
+
+    model: str = DEFAULT_TRACKER
+    points_per_side: int = Field(32, gt=0, le=256)
+    min_iou: float = Field(0.88, ge=0, le=1)
+    min_stability: float = Field(0.95, ge=0, le=1)
+    max_overlap: float = Field(0.7, ge=0, le=1)
+    min_area: int = Field(0, ge=0)  # pixels
+
+
+class Segment(op.Op):
+    """Masks of everything that a grid of points finds, rows of `segments`, the most confident first."""
+
+    name, main, heavy = "segment", "model", True
+    table = op.Table("segments", COLUMNS)
+    Settings = SegmentSettings
+    settings: SegmentSettings
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.checkpoint = find_checkpoint(self.settings.model, "segment")
+        self.device = "auto"
+
+    def place(self, device: str, threads: int | None) -> None:
+        """Where the model runs."""
+        self.device = device
+
+    @cached_property
+    def segmenter(self) -> Any:
+        """The model, loaded."""
+        from vfm_ops.segment.segmenter import load_segmenter
+
+        return load_segmenter(self.settings.model, device=self.device)
+
+    def digest(self) -> str:
+        """Of the weights."""
+        return remembered_digest(self.checkpoint)
+
+    def run(self, images: list[np.ndarray]) -> list[list[dict[str, Any]]]:
+        """images: uint8 (H, W, 3) each."""
+        from vfm_ops.segment.automatic import GridSettings, generate_masks
+
+        grid = GridSettings(**self.settings.model_dump(exclude={"model"}))
+        return [[_row(mask) for mask in generate_masks(self.segmenter, rgb, grid)] for rgb in images]
+
+
+def _row(found: Any) -> dict[str, Any]:
+    counts = found.rle["counts"]
+    return {
+        "box": found.box.tolist(),
+        "mask": {"size": list(found.rle["size"]), "counts": counts.decode() if isinstance(counts, bytes) else counts},
+        "area": found.area,
+        "score": found.score,
+        "stability": found.stability,
+    }

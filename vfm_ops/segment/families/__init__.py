@@ -1,0 +1,1 @@
+"""Families that segment and track, a file each."""
