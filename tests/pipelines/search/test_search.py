@@ -14,9 +14,10 @@ from PIL import Image
 import pipelines.search.run as module
 import vfm_ops.embed
 from pipelines.lake import SCHEMAS, Lake, embedding_column, embedding_field, make_asset_id
+from pipelines.lake.filters import SplitFilter
 from pipelines.lake.maintenance import index_vectors
 from pipelines.search import Query, SearchResult, hit_pictures, search
-from pipelines.search.run import FRAME_COLUMNS
+from pipelines.search.run import FRAME_COLUMNS, nearest_hits
 from vfm_ops.errors import UsageError, WeightsUnavailable
 from vfm_ops.media.view import View
 
@@ -219,13 +220,17 @@ def test_a_filter_over_frames_and_assets_is_applied_before_the_search(lake, monk
 
 def test_an_index_changes_the_speed_and_not_the_answer(tmp_path):
     lake = make_lake(tmp_path / "lake")  # of its own: an index is approximate, and the other tests' answers are exact
+    column = embedding_column(TEXTUAL)
     before = search(lake, Query(text="a dog"), k=10, where="media_type = 'image'")
-    index_vectors(lake, embedding_column(TEXTUAL), "ivf_flat")
-    after = search(lake, Query(text="a dog"), k=10, where="media_type = 'image'")
+    index_vectors(lake, column, "ivf_flat")
     exact = search(lake, Query(text="a dog"), k=10, where="media_type = 'image'", exact=True)
     assert exact.hits.equals(before.hits)
-    ids = [set(r.hits["frame_id"].to_pylist()) for r in (before, after)]
-    assert len(ids[0] & ids[1]) >= 9
+    # One query may lose several of its ten; what an index is tuned to is the mean over many.
+    found = 0
+    for vector in vectors(7, 60).astype(np.float32):
+        hits = [nearest_hits(lake, column, vector, 10, SplitFilter(None, None), exact=e) for e in (True, False)]
+        found += len(set(hits[0]["frame_id"].to_pylist()) & set(hits[1]["frame_id"].to_pylist()))
+    assert found >= 0.94 * 600
 
 
 def test_more_results_than_frames_gives_all_that_have_a_vector(lake):
