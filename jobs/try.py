@@ -38,9 +38,9 @@ def command(
     if bool(pictures) == bool(lake):
         raise UsageError("name image files, or a lake with --lake: one of the two")
     chosen = load_op({op: settings(set_ or [])})
-    if chosen.unit == "video":
+    if chosen.on_videos:
         raise UsageError(
-            f"op {chosen.name} is on videos, and vfm try shows an op pictures: run it on a lake of one short video"
+            f"op {chosen.name} is on {chosen.unit}s, and vfm try shows an op pictures: run it on a lake of one short video"
         )
     rows = sample_of(lake, chosen, count, where) if lake else pictures_of(pictures or [])
     names: list[str] = []

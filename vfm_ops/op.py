@@ -3,7 +3,8 @@
 An op on frames says what it needs to see (`needs`) and what it adds: columns (`adds`), or rows of a table of its own (`table`);
 it computes a batch in `run`. The same object is called with pictures in a notebook, by `ds.map_batches` on a Ray dataset, by
 `vfm try`, and by a recipe. A row that fails carries an error and costs no other row; a filter drops rows, each with a reason.
-An op on videos (`VideoOp`) sees every frame, in order. docs/adding-an-op.md shows the ways to write one.
+An op on videos (`VideoOp`) sees every frame, in order, one on shots (`ShotOp`) some frames of each shot. docs/adding-an-op.md
+shows the ways to write one.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import json
 import pkgutil
 import re
 import sys
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -124,6 +126,7 @@ class Op:
     unkeyed: ClassVar[tuple[str, ...]] = ()
     heavy: ClassVar[bool] = False
     unit: ClassVar[str] = "frame"
+    on_videos: ClassVar[bool] = False
     Settings: ClassVar[type[Settings]] = Settings
 
     def __init__(self, **settings: Any) -> None:
@@ -154,7 +157,7 @@ class Op:
     def filters(self) -> bool:
         """Whether it may drop rows by what it measured (`keep`), or since it adds nothing and can only decide."""
         judges = type(self).keep is not Op.keep and any(getattr(self.settings, b) is not None for b in self.bounds)
-        return judges or (self.unit == "frame" and not self.adds and self.table is None)
+        return judges or (not self.on_videos and not self.adds and self.table is None)
 
     def digest(self) -> str:
         """Of the weights and prompts that the values depend on, as hex; empty where there are none."""
@@ -302,15 +305,19 @@ class Op:
             given, keep = {}, given
         elif isinstance(given, tuple) and len(given) == 2:
             given, keep = given
-        if not isinstance(given, Mapping):
-            given = {next(iter(self.adds)): given}
-        if given.keys() != self.adds.keys():
-            raise OpError(f"op {self.name} gave columns {sorted(given)}, and says that it adds {sorted(self.adds)}")
-        columns = {name: self._column(name, type, given[name], count) for name, type in self.adds.items()}
+        columns = self._values(given, count)
         if keep is None and self.filters:
             keep = self.keep(**{name: values.to_pylist() for name, values in columns.items()})
         dropped: list[str | None] = [None] * count if keep is None else self._reasons(keep, count)
         return Result(columns, [None] * count, dropped)
+
+    def _values(self, given: Any, count: int) -> dict[str, pa.Array]:
+        """What `run` gave, as arrays of the columns that the op adds."""
+        if not isinstance(given, Mapping):
+            given = {next(iter(self.adds)): given}
+        if given.keys() != self.adds.keys():
+            raise OpError(f"op {self.name} gave columns {sorted(given)}, and says that it adds {sorted(self.adds)}")
+        return {name: self._column(name, type, given[name], count) for name, type in self.adds.items()}
 
     def judge(self, columns: Mapping[str, Sequence[Any]]) -> list[str | None]:
         """Why each of N rows is dropped by its measures, which `columns` holds, or None; a row without measures stays."""
@@ -362,12 +369,24 @@ class Op:
 
 
 @dataclass(frozen=True)
+class VideoShot:
+    """A shot of a video. shot_id: in the table `shots`. start_frame, end_frame: its first frame and its last, both in it.
+    start_s, end_s: in seconds from the start.
+    """
+
+    shot_id: str
+    start_frame: int
+    end_frame: int
+    start_s: float
+    end_s: float
+
+
+@dataclass(frozen=True)
 class Video:
     """A video that an op on videos is shown.
 
     asset_id, uri: which. width, height: of its frames as they are stored, in pixels. fps: of its stream, 0 where it does not
-    say. frames: how many there are. cuts: index of the first frame of each shot but the first; empty where no shots were looked
-    for.
+    say. frames: how many there are. shots: in order; empty where no shots were looked for.
     """
 
     asset_id: str
@@ -376,7 +395,7 @@ class Video:
     height: int
     fps: float
     frames: int
-    cuts: frozenset[int] = frozenset()
+    shots: tuple[VideoShot, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -405,7 +424,12 @@ class VideoOp(Op):
     """
 
     unit = "video"
+    on_videos = True
     chunk_frames: int = 256
+
+    def wanted(self, video: Video) -> np.ndarray:
+        """Index of each frame that it is to see, int64 (N,), ascending: all, unless a subclass wants fewer."""
+        return np.arange(video.frames)
 
     def begin(self, video: Video) -> Any:
         """The state before the first frame."""
@@ -414,6 +438,10 @@ class VideoOp(Op):
     def chunk(self, video: Video, state: Any, frames: list[VideoFrame]) -> tuple[Any, list[dict[str, Any]]]:
         """The state after these frames, and their rows: what a subclass writes."""
         raise NotImplementedError(f"op {self.name} has no method chunk")
+
+    def end(self, video: Video, state: Any) -> list[dict[str, Any]]:
+        """The rows that are due after the last frame, such as those of the whole video; none, unless a subclass has some."""
+        return []
 
     def dumps(self, state: Any) -> bytes | None:
         """A state as bytes; None where it can't be saved."""
@@ -428,6 +456,97 @@ class VideoOp(Op):
         if self.table is None:
             raise OpError(f"op {self.name} has no table: an op on videos gives rows of one")
         return self._rows(self.table, [rows], 1)[0] or []
+
+
+class ShotOp(VideoOp):
+    """Base of ops on shots: some frames of each shot, spread evenly over it, decoded from the source for this op; what it adds
+    are rows of a table of the op's name, one a shot, with `shot_id`, `start_s` and `end_s`.
+
+    frames_per_shot: at most so many frames of a shot are shown. needs: their view.
+
+    Example:
+        >>> class Motion(ShotOp):
+        ...     name, adds, needs = "motion", {"difference": pa.float32()}, View(32)
+        ...     def run(self, shots):
+        ...         return [np.abs(np.diff(frames.astype(int), axis=0)).mean() if len(frames) > 1 else 0 for frames in shots]
+        >>> Motion()([np.zeros((4, 48, 64, 3), np.uint8)])["difference"].to_pylist()
+        [0.0]
+    """
+
+    unit = "shot"
+    needs = View()
+    frames_per_shot: int = 8
+    chunk_frames = 32  # whole frames wait for their view
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if cls.adds:
+            of_shot = {"shot_id": pa.string(), "start_s": pa.float64(), "end_s": pa.float64()}
+            cls.table = Table(cls.name, {**of_shot, **cls.adds})
+
+    def run(self, shots: list[Any]) -> Any:  # type: ignore[override]
+        """Computes some shots; what a subclass writes.
+
+        Args:
+            shots: B arrays, uint8 RGB (T, H, W, 3) in the size of `needs`, T from 1 to `frames_per_shot`; B lists of T arrays
+                (H, W, 3) where that leaves each picture its own size.
+
+        Returns:
+            {column: B values} for `adds`; the values alone where there is but one column.
+        """
+        raise NotImplementedError(f"op {self.name} has no method run")
+
+    def __call__(self, shots: Sequence[Pictures]) -> pa.Table:
+        """The values of shots, each given as its pictures, of any size: a table of `adds`. OpError as `Op.apply`."""
+        seen = [self._shown([self._view.apply(picture) for picture in pictures]) for pictures in shots]
+        return pa.table(self._values(self.run(seen), len(seen)))
+
+    def wanted(self, video: Video) -> np.ndarray:
+        """The middle of each of `frames_per_shot` equal parts of a shot; all frames of a shorter one."""
+        if not video.shots:
+            raise OpError(f"op {self.name} is on shots, and none were looked for: set shots.detector in the recipe")
+        parts = []
+        for shot in video.shots:
+            count = shot.end_frame - shot.start_frame + 1
+            picks = min(count, self.frames_per_shot)
+            parts.append(shot.start_frame + ((np.arange(picks) + 0.5) * count / picks).astype(np.int64))
+        return np.concatenate(parts)
+
+    def begin(self, video: Video) -> Any:
+        """No frames of a shot that is not over yet."""
+        return []
+
+    def chunk(self, video: Video, state: Any, frames: list[VideoFrame]) -> tuple[Any, list[dict[str, Any]]]:
+        """The rows of shots that are over."""
+        starts = [shot.start_frame for shot in video.shots]
+        seen: dict[int, list[np.ndarray]] = {}
+        for number, picture in state:
+            seen.setdefault(number, []).append(picture)
+        for frame in frames:
+            number = max(0, bisect_right(starts, frame.index) - 1)
+            seen.setdefault(number, []).append(self._view.apply(frame.pixels))
+        last = max(seen, default=0)
+        over = {number: pictures for number, pictures in seen.items() if number != last}
+        return [(last, picture) for picture in seen.get(last, ())], self._rows_of(video, over)
+
+    def end(self, video: Video, state: Any) -> list[dict[str, Any]]:
+        """The row of the last shot."""
+        return self._rows_of(video, {number: [p for _, p in state] for number, _ in state[:1]})
+
+    @property
+    def _view(self) -> View:
+        return self.needs or NATIVE
+
+    def _shown(self, pictures: list[np.ndarray]) -> Any:
+        return pictures if self._view.ragged else np.stack(pictures)
+
+    def _rows_of(self, video: Video, seen: Mapping[int, list[np.ndarray]]) -> list[dict[str, Any]]:
+        if not seen:
+            return []
+        values = self._values(self.run([self._shown(pictures) for pictures in seen.values()]), len(seen))
+        shots = [video.shots[number] for number in seen]
+        whose = [{"shot_id": s.shot_id, "start_s": s.start_s, "end_s": s.end_s} for s in shots]
+        return [{**of_shot, **row} for of_shot, row in zip(whose, pa.table(values).to_pylist())]
 
 
 def op(

@@ -112,7 +112,7 @@ def _verify_op_tables(lake: Lake, report: LakeReport) -> None:
         table = key["table"]
         if not table or lake.dataset(table) is None:
             continue
-        if key["unit"] == "video":
+        if key["unit"] != "frame":
             found = _rows_of(lake, (table,), f"op = '{title}'")
             rows = lake.read("ledger", ["asset_id", "run_key", "rows"], f"op = '{title}'").to_pylist()
             _verify_counts(table, found, {(r["asset_id"], r["run_key"]): r["rows"] or 0 for r in rows}, report)

@@ -62,7 +62,7 @@ class Chain:
         self.recipe = recipe
         # Where every op of the recipe has its columns already.
         planned = plan_ops(recipe, lake.schema("frames"), threads)
-        frame_ops = [one for one in planned if one.op.unit != "video"]
+        frame_ops = [one for one in planned if not one.op.on_videos]
         if self.work.op is not None:
             self.source = RunOnVideos(next(one for one in planned if one.title == self.work.op), recipe, lake)
             self.stages: list[OpStage] = []

@@ -50,7 +50,7 @@ class PlannedOp:
     @property
     def count(self) -> pa.Field | None:
         """The column with the number of its rows, for an op with a table."""
-        return self.fields[0] if self.op.table is not None and self.op.unit == "frame" else None
+        return self.fields[0] if self.op.table is not None and not self.op.on_videos else None
 
     def row(self, adopted: bool = False) -> dict[str, Any]:
         """Its row of `keys`."""
@@ -110,8 +110,8 @@ def _planned(
     op.place(recipe.resources.device, threads)
     if lacking := [name for name in op.columns if name not in there]:
         raise UsageError(f"op {op.name} reads column {lacking[0]}: put an op or model that adds it before it")
-    if op.unit == "video" or op.needs is not None:
-        inputs = {"pictures": recipe.video_key if op.unit == "video" else recipe.picture_key}
+    if op.on_videos or op.needs is not None:
+        inputs = {"pictures": recipe.video_key if op.on_videos else recipe.picture_key}
     else:
         inputs = {}
     inputs |= {name: keys.get(name) or facts_of(there[name]).get("key", "") for name in op.columns}
@@ -131,7 +131,7 @@ def _fields(op: Op, alias: str, there: Mapping[str, pa.Field], key: str) -> tupl
     facts = {"op": alias or op.name, "version": str(op.version), "digest": op.digest(), "key": key}
     facts["settings"] = _settings(op)
     facts["reads"] = "pictures" if op.needs is not None else "columns"
-    if op.unit == "video":
+    if op.on_videos:
         return ()
     if op.table is not None:
         name = f"{alias}_count" if alias else f"{op.table.name}_count"
@@ -205,7 +205,7 @@ def prepare(lake: Lake, planned: list[PlannedOp]) -> None:
 
 def _take_over(lake: Lake, one: PlannedOp, key: str) -> None:
     """Values of an older format, of which no more than the settings is known, count as those of the op."""
-    if one.op.unit == "video":
+    if one.op.on_videos:
         for table in ("ledger", "quarantine"):
             lake.update(table, {"recipe": f"'{one.key}'"}, f"recipe = '{key}' AND op = '{one.title}'")
     else:
@@ -226,7 +226,7 @@ def forget_op(lake: Lake, key: Mapping[str, Any]) -> None:
     lake.delete("coverage", "key", {key["key"], *filter(None, decisions)})
     if key["table"] and lake.dataset(key["table"]) is not None:
         lake.delete(key["table"], "op", [key["op"]])
-    if key["unit"] == "video":
+    if key["unit"] != "frame":
         for table in ("ledger", "quarantine"):
             lake.delete(table, "op", [key["op"]])
     forget_values(lake, key["op"], key["columns"] or [])
@@ -265,7 +265,7 @@ def forget_errors_in(lake: Lake, columns: list[str]) -> int:
 
 def coverage_keys(planned: Iterable[PlannedOp]) -> dict[str, str]:
     """The keys that an asset is covered under once its frames have passed these ops, each with the op's title."""
-    frames = [one for one in planned if one.op.unit != "video"]
+    frames = [one for one in planned if not one.op.on_videos]
     keys = {one.key: one.title for one in frames if one.fields}
     return keys | {one.keep_key: one.title for one in frames if one.keep_key}
 

@@ -121,6 +121,8 @@ class Recipe(_Section):
                 op, _ = parse_entry(split_alias(entry)[1])
             except VfmError as error:
                 raise ValueError(str(error)) from error
+            if op.unit == "shot" and self.shots.detector == "none":
+                raise ValueError(f"{op.name} is on shots: set shots.detector to auto, content or transnetv2")
             if op.table is not None and not self.jpeg.store:
                 raise ValueError(f"{op.name} needs the stored frames, which its rows refer to: set jpeg.store to true")
         return self

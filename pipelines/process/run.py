@@ -114,7 +114,7 @@ class _Run:
         self.retry, self.progress = retry, progress
         self.interrupted: set[str] = set()
         self.decoding = self._work(recipe.hash)
-        on_videos = [one for one in planned if one.op.unit == "video"]
+        on_videos = [one for one in planned if one.op.on_videos]
         self.on_videos = [(one, self._work(one.key, one.title, recipe.hash)) for one in on_videos]
 
     @property
@@ -124,7 +124,7 @@ class _Run:
 
     def all(self, unsettled: bool) -> RunSummary:
         """See the class. unsettled: whether a run that was killed may have left frames where they do not belong."""
-        on_frames = [one for one in self.planned if one.op.unit != "video"]
+        on_frames = [one for one in self.planned if not one.op.on_videos]
         committer = Committer(self.lake, self.run_id, self.decoding.replaces, covers=coverage_keys(self.planned))
         heavy = any(one.op.heavy for one in on_frames)
         self._settle(self.decoding, committer, heavy, self.retry)

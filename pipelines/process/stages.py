@@ -21,7 +21,7 @@ Batch = tuple[Pictures, Mapping[str, Sequence[Any]]]
 
 def views_of(planned: Iterable[PlannedOp]) -> dict[str, View]:
     """What the decoder has to prepare for each op, by the op's title."""
-    return {one.title: one.op.needs for one in planned if one.op.unit != "video" and one.op.needs is not None}
+    return {one.title: one.op.needs for one in planned if not one.op.on_videos and one.op.needs is not None}
 
 
 def rows_column(title: str) -> str:

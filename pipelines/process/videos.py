@@ -1,4 +1,4 @@
-"""Ops on videos: every frame of a video goes through the op, in order, chunk by chunk.
+"""Ops on videos and on shots: the frames that an op wants of a video go through it, in order, chunk by chunk.
 
 Each chunk's rows are written as fragments, and the op's state goes to the lake's journal: a killed run goes on from there.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Iterable, Iterator
+from dataclasses import fields
 from itertools import islice
 from typing import Any
 
@@ -24,7 +25,7 @@ from pipelines.sources import RowReader, media_source
 from vfm_ops.errors import MediaError, VfmError
 from vfm_ops.media.frame import DecodeSettings, Frame
 from vfm_ops.media.sandbox import Sandbox
-from vfm_ops.op import NATIVE, Video, VideoFrame, VideoOp
+from vfm_ops.op import NATIVE, Video, VideoFrame, VideoOp, VideoShot
 
 VIEW = "frame"
 
@@ -60,24 +61,33 @@ class RunOnVideos:
         source = media_source(outcome.source, RowReader())
         probe = self.sandbox.probe(source)
         width, height = stored_size(probe.width, probe.height, self.recipe.jpeg.max_side)
-        cuts = self._cuts(outcome.asset_id)
-        video = Video(outcome.asset_id, outcome.uri, width, height, probe.fps or 0.0, probe.frame_count, cuts)
+        shots = self._shots(outcome.asset_id)
+        cuts = frozenset(shot.start_frame for shot in shots)
+        video = Video(outcome.asset_id, outcome.uri, width, height, probe.fps or 0.0, probe.frame_count, shots)
         saved = self.lake.attempt("read a journal", lambda _: journal.load())
         done, state = (saved[0], self.op.loads(video, saved[1])) if saved else (_nothing(), self.op.begin(video))
-        frames = self.sandbox.frames(source, np.arange(done["next_frame"], probe.frame_count), probe)
+        wanted = self.op.wanted(video)
+        frames = self.sandbox.frames(source, wanted[wanted >= done["next_frame"]], probe)
         while chunk := list(self._frames(islice(frames, self.op.chunk_frames), cuts)):
             state, rows = self.op.chunk(video, state, chunk)
-            if rows := self.op.checked(rows):
-                done["fragments"] += self.lake.write_fragments(self.table, self._table(rows, outcome))
-            done = {**done, "next_frame": chunk[-1].index + 1, "rows": done["rows"] + len(rows)}
+            done = self._written(done, rows, outcome) | {"next_frame": chunk[-1].index + 1}
             if done["next_frame"] < probe.frame_count and (data := self.op.dumps(state)) is not None:
                 journal.save(done, data)
+        done = self._written(done, self.op.end(video, state), outcome)
         outcome.rows = done["rows"]
         outcome.written = {self.table: done["fragments"]}
 
-    def _cuts(self, asset_id: str) -> frozenset[int]:
-        starts = self.lake.read("shots", ["start_frame"], f"asset_id = '{asset_id}'")["start_frame"].to_pylist()
-        return frozenset(starts)
+    def _written(self, done: dict[str, Any], rows: list[dict[str, Any]], outcome: Outcome) -> dict[str, Any]:
+        """What is done once these rows lie in fragments."""
+        if not (rows := self.op.checked(rows)):
+            return done
+        fragments = self.lake.write_fragments(self.table, self._table(rows, outcome))
+        return {**done, "rows": done["rows"] + len(rows), "fragments": done["fragments"] + fragments}
+
+    def _shots(self, asset_id: str) -> tuple[VideoShot, ...]:
+        names = [field.name for field in fields(VideoShot)]
+        rows = self.lake.read("shots", names, f"asset_id = '{asset_id}'").to_pylist()
+        return tuple(sorted((VideoShot(**row) for row in rows), key=lambda shot: shot.start_frame))
 
     def _frames(self, frames: Iterable[Frame], cuts: frozenset[int]) -> Iterator[VideoFrame]:
         """Frames in pixels of the stored frame."""

@@ -78,6 +78,16 @@ class Changes(op.VideoOp):
         return str(state).encode()
     def loads(self, video, data):
         return float(data)
+    def end(self, video, state):
+        assert state == video.frames
+        return []
+
+class Stir(op.ShotOp):
+    name, adds, needs, frames_per_shot = "stir", {"moved": pa.float32(), "seen": pa.int32()}, op.View(16), 3
+    def run(self, shots):
+        note("stir", sum(map(len, shots)))
+        moved = [float(np.abs(np.diff(s.astype(int), axis=0)).mean()) for s in shots]
+        return {"moved": moved, "seen": [len(s) for s in shots]}
 """
 
 
@@ -290,6 +300,29 @@ def test_an_op_on_videos_that_fails_costs_its_rows_of_that_video_and_is_tried_ag
     assert run(lake, *ops).get("videos", 0) == 0, "what failed is not tried again by itself"
     assert process(lake, Recipe(ops=ops), retry=True).counts["videos"] == 1
     assert (lake.count("quarantine"), lake.count("changes")) == (0, 24)
+    assert verify_lake(lake).violations == []
+
+
+def test_an_op_on_shots_gives_a_row_a_shot(lake, tmp_path):
+    with pytest.raises(ValueError, match=r"stir is on shots: set shots.detector to"):
+        run(lake, "their_ops:Stir")
+    shots = {"detector": "content", "min_length_s": 1.0}
+    run(lake, "their_ops:Stir", shots=shots)
+    there = lake.read("shots", ["shot_id", "start_frame", "end_frame"]).to_pylist()
+    assert len(there) >= 2, "the clip darkens at its twelfth frame"
+    rows = {row["shot_id"]: row for row in lake.read("stir").to_pylist()}
+    assert rows.keys() == {shot["shot_id"] for shot in there}
+    assert all(
+        row["seen"] == min(3, s["end_frame"] - s["start_frame"] + 1) for s in there for row in [rows[s["shot_id"]]]
+    )
+    assert all(row["moved"] > 0 and row["end_s"] > row["start_s"] for row in rows.values())
+    assert calls(tmp_path)["stir"] == sum(row["seen"] for row in rows.values())
+    assert verify_lake(lake).violations == []
+    run(lake, "their_ops:Stir", "their_ops:shade", shots=shots, sampling={"fps": 3})
+    assert "stir" not in calls(tmp_path), "another sampling changes nothing about a shot"
+    run(lake, "their_ops:Stir", "their_ops:shade", shots={**shots, "threshold": 200.0})
+    assert calls(tmp_path)["stir"] == 3 == lake.read("stir", ["seen"])["seen"].to_pylist()[0], "other shots: anew"
+    assert lake.count("stir") == lake.count("shots") == 1
     assert verify_lake(lake).violations == []
 
 
