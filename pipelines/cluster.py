@@ -12,13 +12,14 @@ import signal
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipelines.process.recipe import Resources
+from vfm_ops.errors import UsageError
 
 OBJECT_STORE = 256 << 20  # encoded bytes cross process borders, and few of them
 # Every process of Ray reports, every second, what only a dashboard would show; a local one has none.
@@ -181,14 +182,18 @@ class Placement:
         return self.cpus
 
 
-def place(resources: Resources, there: Nodes | None = None, to_come: Nodes | None = None) -> Placement:
+def place(
+    resources: Resources, there: Nodes | None = None, to_come: Nodes | None = None, reserved: Sequence[int] = ()
+) -> Placement:
     """Fuses decode and model on CPUs, where a frame need not cross a process; on GPUs, feeds each from many CPU actors.
 
     there, to_come: nodes by shape; those of the Ray that is joined. Where none is of use yet, an actor asks for one CPU, which
-    any node has.
+    any node has. reserved: CPUs of each actor that other stages need, at the least.
     """
     there = nodes_there() if there is None else there
     to_come = nodes_to_come() if to_come is None else to_come
+    if reserved:
+        there = _without(there, reserved, bool(to_come))
     known = Counter(dict(there)) + Counter(dict(to_come))
     on_gpu = resources.device == "cuda" or (resources.device == "auto" and any(n.gpus > 0 for n in known))
     fused = not on_gpu if resources.fuse == "auto" else resources.fuse
@@ -196,17 +201,41 @@ def place(resources: Resources, there: Nodes | None = None, to_come: Nodes | Non
     useful = {node: count for node, count in known.items() if node.cpus and node.holds(1, share)}
     cpus = _actor_cpus(useful, resources.cpus_per_actor or (MOST_CPUS if fused else 1), bool(resources.cpus_per_actor))
     at_once = sum(node.holds(cpus, share) * count for node, count in there.items())
-    models = _pool(resources.actors)
+    models = pool_of(resources.actors)
     spare = sum(node.cpus * count for node, count in there.items()) - at_once * cpus
     return Placement(
         fused,
         models,
         cpus,
         share,
-        _pool(resources.decode_actors),
-        _within(models, at_once),
-        _within(_pool(resources.decode_actors), spare),
+        pool_of(resources.decode_actors),
+        within(models, at_once),
+        within(pool_of(resources.decode_actors), spare),
     )
+
+
+def _without(there: Nodes, reserved: Sequence[int], more_come: bool) -> Nodes:
+    """What of the nodes is left, once each of these actors has its CPUs on one of them. UsageError where nothing is."""
+    left = sorted((node.cpus, node.gpus) for node, count in there.items() for _ in range(count))
+    for cpus in sorted(reserved, reverse=True):
+        most, gpus = left.pop() if left else (0, 0.0)
+        left = sorted([*left, (max(0, most - cpus), gpus)])
+    if sum(there.values()) and not more_come and not any(cpus for cpus, _ in left):
+        have = sum(node.cpus * count for node, count in there.items())
+        raise UsageError(
+            f"ops with resources of their own take {sum(reserved)} CPUs of {have} in the cluster, and none is left to decode: "
+            "set fewer cpus in an op's resources, or add a node"
+        )
+    return Counter(NodeShape(cpus, gpus) for cpus, gpus in left)
+
+
+def actors_that_fit(wanted: Mapping[str, float]) -> int:
+    """How many actors with these Ray resources (CPU, GPU, memory in bytes, custom ones) the nodes that are there hold."""
+    import ray
+
+    wanted = {name: amount for name, amount in wanted.items() if amount}
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]] if ray.is_initialized() else []
+    return sum(int(min(node.get(name, 0.0) / amount for name, amount in wanted.items())) for node in nodes)
 
 
 def _actor_cpus(nodes: Nodes, most: int, as_asked: bool) -> int:
@@ -223,13 +252,15 @@ def _actor_cpus(nodes: Nodes, most: int, as_asked: bool) -> int:
     return max(p for p, cpus in used.items() if cpus >= USED * max(used.values()))
 
 
-def _pool(asked: int | tuple[int, int] | None) -> Pool:
+def pool_of(asked: int | tuple[int, int] | None) -> Pool:
+    """A pool as a recipe asks for it: fixed, (min, max), or as many as find room."""
     if asked is None:
         return (1, None)
     return (asked, asked) if isinstance(asked, int) else asked
 
 
-def _within(pool: Pool, count: int) -> int:
+def within(pool: Pool, count: int) -> int:
+    """The number of actors nearest to `count` that a pool may have."""
     least, most = pool
     return max(least, count if most is None else min(most, count))
 

@@ -21,11 +21,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import entry_points
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vfm_ops.errors import MediaError, UsageError, VfmError
 from vfm_ops.media.images import decode_image
@@ -52,6 +52,20 @@ class Settings(BaseModel):
     def given(self, without: Sequence[str] = ()) -> dict[str, Any]:
         """Those that differ from their defaults, as JSON-able values."""
         return self.model_dump(mode="json", exclude_defaults=True, exclude=set(without))
+
+
+S = TypeVar("S", bound=Settings)
+
+
+class Resources(Settings):
+    """Actors of an op's own: what each of them gets. Without, an op shares an actor with its neighbours in the recipe."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    cpus: int = Field(1, gt=0)
+    gpus: float = Field(0.0, ge=0)  # a fraction shares a card
+    memory_mb: int | None = Field(None, gt=0)
+    custom: dict[str, float] = {}  # Ray's custom resources, such as {"accelerator_a": 0.5}
+    actors: int | tuple[int, int] | None = None  # how many, fixed or (min, max); None: as many as find room
 
 
 @dataclass(frozen=True)
@@ -98,7 +112,7 @@ class Op:
     types. table: instead, rows of a table of its own. needs: how the pictures are to be cut and sized for it; None where it
     reads columns alone. columns: those of the row that it reads, given to `run` by name. main: the setting that a bare text
     stands for. bounds: settings that only `keep` looks at. unkeyed: settings that change no value, such as a batch size. heavy:
-    it takes seconds to load, or a second a frame.
+    it takes seconds to load, or a second a frame. resources: actors of its own, which a recipe's `resources` replaces.
 
     Args:
         settings: values of `Settings`, by name.
@@ -127,10 +141,11 @@ class Op:
     heavy: ClassVar[bool] = False
     unit: ClassVar[str] = "frame"
     on_videos: ClassVar[bool] = False
+    resources: Resources | None = None
     Settings: ClassVar[type[Settings]] = Settings
 
     def __init__(self, **settings: Any) -> None:
-        self.settings = _validated(self.name, self.Settings, settings)
+        self.settings = validated_settings(self.name, self.Settings, settings)
 
     def run(self, *pictures: Any, **columns: Any) -> Any:
         """Computes a batch of B rows; what a subclass writes.
@@ -681,7 +696,7 @@ def parse_entry(entry: str | Mapping[str, Any]) -> tuple[type[Op] | Op, dict[str
         if found.main is None:
             raise UsageError(f"op {name} has no main setting: write its settings as {name}: {{setting: value}}")
         settings = {found.main: settings}
-    _validated(found.name, found.Settings, settings)
+    validated_settings(found.name, found.Settings, settings)
     return found, dict(settings)
 
 
@@ -732,7 +747,8 @@ def _built_in() -> dict[str, str]:
     return found
 
 
-def _validated(name: str, kind: type[Settings], given: Mapping[str, Any]) -> Settings:
+def validated_settings(name: str, kind: type[S], given: Mapping[str, Any]) -> S:
+    """Settings from values by name. UsageError that names the op, the setting at fault, and the nearest known one."""
     try:
         return kind(**given)
     except ValidationError as error:

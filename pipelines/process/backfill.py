@@ -23,7 +23,9 @@ from pipelines.lake.keys import op_keys
 from pipelines.lake.lake import rows_by_fragment
 from pipelines.lake.numbers import id_hashes, number_assets
 from pipelines.lake.schema import ERROR, wants_value
+from pipelines.process.chain import Part
 from pipelines.process.frames import WHY_DROPPED, picture_rows, put_column
+from pipelines.process.graph import Stage
 from pipelines.process.ops import PlannedOp, drop_op, forget_errors_in, forget_values, plan_ops, prepare
 from pipelines.process.recipe import Recipe, Resources
 from pipelines.process.stages import OpStage, views_of
@@ -189,7 +191,8 @@ def run_on_fragments(
     fragments = [f for f in _fragments_of(lake, wanted) if f in counts]
     if not fragments:
         return
-    small = _is_small(min(len(wanted), sum(counts[f] for f in fragments)), recipe.resources)
+    few = _is_small(min(len(wanted), sum(counts[f] for f in fragments)), recipe.resources)
+    small = few and planned.resources is None
     for row in (_fill_here if small else _fill_on_ray)(lake, recipe, planned, pending, wanted, fragments):
         if row["error"]:
             error = UnitError(**json.loads(row["error"]))
@@ -223,16 +226,13 @@ def _fill_on_ray(
     import ray
 
     ray.data.DataContext.get_current().max_errored_blocks = 0  # a run before this one may let blocks fail
-    where = place(recipe.resources)
-    ds = ray.data.from_arrow([pa.table({"fragment": [f]}) for f in fragments]).map_batches(
-        FillFragment,
-        fn_constructor_args=(lake, recipe, planned.title, where.threads, pending, wanted),
-        batch_size=None,
-        batch_format="pyarrow",
-        compute=ray.data.ActorPoolStrategy(min_size=where.actors[0], max_size=where.actors[1]),
-        num_cpus=where.cpus,
-        num_gpus=where.gpus,
-    )
+    if planned.resources:
+        stage = Stage.own(Part(), planned.resources)
+    else:
+        where = place(recipe.resources)
+        stage = Stage(Part(), where.actors, where.at_once, where.cpus, where.gpus)
+    ds = ray.data.from_arrow([pa.table({"fragment": [f]}) for f in fragments])
+    ds = stage.map(ds, FillFragment, (lake, recipe, planned.title, stage.cpus, pending, wanted), len(fragments))
     try:
         for batch in ds.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
             yield from batch.to_pylist()

@@ -7,6 +7,7 @@ import os
 import socket
 import time
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import psutil
@@ -25,26 +26,35 @@ from pipelines.process.write import INTERRUPTED, UnitError, WriteRows, error_row
 from vfm_ops.errors import VfmError
 from vfm_ops.scheduling import use_batch_scheduling
 
-DECODE, OPS, WRITE = "decode", "ops", "write"
+DECODE, WRITE = "decode", "write"
+
+
+@dataclass(frozen=True)
+class Part:
+    """What of the way an actor does. ops: titles of the ops on frames, in order; None: all."""
+
+    decode: bool = True
+    ops: tuple[str, ...] | None = None
+    write: bool = True
 
 
 class Chain:
-    """Actor: builds what it is to do (of DECODE, OPS and WRITE; where the work is an op on videos, that in place of the first
-    two) and runs a block through it, streaming.
+    """Actor: builds what it is to do (where the work is an op on videos, that in place of decoding and ops) and runs a block
+    through it, streaming.
 
     A block that is written gives exactly one row, so that a task is done or not done; there is no half.
     """
 
     def __init__(
         self,
-        names: tuple[str, ...],
+        part: Part,
         lake: Lake,
         version: int,
         recipe: Recipe,
         threads: int,
         work: Work,
     ) -> None:
-        self.lake, self.version, self.names, self.work = lake, version, names, work
+        self.lake, self.version, self.part, self.work = lake, version, part, work
         self.actor = f"{socket.gethostname()}:{os.getpid()}"
         self.source: DecodeAssets | RunOnVideos | None = None
         self.failure: Exception | None = None
@@ -58,7 +68,7 @@ class Chain:
         # Arrow's own allocator gives freed memory back to the system, which the next frames then have to ask for again.
         pa.set_memory_pool(pa.system_memory_pool())
         use_batch_scheduling()  # before the models' threads and the decoders are started
-        names, lake = self.names, self.lake
+        part, lake = self.part, self.lake
         self.recipe = recipe
         # Where every op of the recipe has its columns already.
         planned = plan_ops(recipe, lake.schema("frames"), threads)
@@ -67,9 +77,9 @@ class Chain:
             self.source = RunOnVideos(next(one for one in planned if one.title == self.work.op), recipe, lake)
             self.stages: list[OpStage] = []
         else:
-            self.source = DecodeAssets(recipe, views_of(frame_ops), threads) if DECODE in names else None
-            self.stages = [OpStage(one) for one in frame_ops] if OPS in names else []
-        self.write = WriteRows(lake, [stage.planned for stage in self.stages]) if WRITE in names else None
+            self.source = DecodeAssets(recipe, views_of(frame_ops), threads) if part.decode else None
+            self.stages = [OpStage(one) for one in frame_ops if part.ops is None or one.title in part.ops]
+        self.write = WriteRows(lake, [] if self.work.op is not None else frame_ops) if part.write else None
         self.doubt = Doubt(lake)
 
     def __call__(self, block: pa.Table) -> Iterator[pa.Table]:

@@ -1,14 +1,15 @@
 """Where units run: on a Ray Data graph, or in this process where that is done before Ray would have started.
 
 On CPUs one actor decodes, embeds and writes (pixels stay in one process and its decoder children); on GPUs decode actors feed
-model actors. The ops are always the same (`chain`).
+model actors; an op with resources of its own has actors of its own. The ops are always the same (`chain`).
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
@@ -16,20 +17,25 @@ from pipelines.cluster import (
     MOST_CPUS,
     Placement,
     Pool,
+    actors_that_fit,
     connect,
     explaining,
     has_ray,
     hush,
     no_worker,
     place,
+    pool_of,
     wait_for_nodes,
+    within,
 )
 from pipelines.lake import Lake, Work
-from pipelines.process.chain import DECODE, OPS, WRITE, Chain
+from pipelines.process.chain import Chain, Part
+from pipelines.process.ops import PlannedOp, plan_ops
 from pipelines.process.recipe import Recipe, Resources
 from pipelines.process.units import LARGEST_UNIT, share_out
 from vfm_ops.errors import VfmError
 from vfm_ops.models.device import cpu_count, resolve_device
+from vfm_ops.op import Resources as OpResources
 from vfm_ops.scheduling import use_batch_scheduling
 
 if TYPE_CHECKING:
@@ -39,11 +45,94 @@ DEATHS = 3  # of workers, until a unit is given up; nodes vanish, too
 SHORT_UNIT = 128.0  # images' worth of work that may come before Ray starts
 
 
+@dataclass(frozen=True)
+class Stage:
+    """One pool of actors of the graph. at_once: how many of them it starts with."""
+
+    part: Part
+    pool: Pool
+    at_once: int
+    cpus: int
+    gpus: float = 0.0
+    memory_mb: int | None = None
+    custom: Mapping[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def own(cls, part: Part, resources: OpResources) -> Stage:
+        """Actors of an op's own."""
+        r, pool = resources, pool_of(resources.actors)
+        wanted = {"CPU": r.cpus, "GPU": r.gpus, "memory": (r.memory_mb or 0) << 20, **r.custom}
+        return cls(part, pool, within(pool, actors_that_fit(wanted)), r.cpus, r.gpus, r.memory_mb, r.custom)
+
+    def map(
+        self, ds: ray.data.Dataset, actor: type, arguments: tuple[Any, ...], blocks: int, at_a_time: int = 1
+    ) -> Any:
+        """The dataset, its blocks (so many) given to these actors, each of which holds `at_a_time`."""
+        from ray.data import ActorPoolStrategy
+
+        with warnings.catch_warnings():  # Ray has no other way to bound how often a task is tried
+            warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated")
+            return ds.map_batches(
+                actor,
+                fn_constructor_args=arguments,
+                batch_size=None,
+                batch_format="pyarrow",
+                zero_copy_batch=True,
+                compute=ActorPoolStrategy(
+                    min_size=self.pool[0],
+                    max_size=self.pool[1],
+                    initial_size=max(self.pool[0], min(self.at_once, blocks)),
+                    # A unit that waits at a busy actor is one that an actor on a node that comes later can't take.
+                    max_tasks_in_flight_per_actor=at_a_time,
+                    max_concurrent_calls_per_actor=at_a_time,
+                ),
+                num_cpus=self.cpus,
+                num_gpus=self.gpus,
+                memory=self.memory_mb and self.memory_mb << 20,
+                resources=dict(self.custom) or None,
+                max_task_retries=DEATHS - 1,
+            )
+
+
+def stages_of(planned: list[PlannedOp], recipe: Recipe, work: Work) -> tuple[list[Stage], Placement]:
+    """The pools of actors that a run is spread over, and where those go that are of no one op.
+
+    Neighbours in the recipe share an actor, unless one has resources of its own. UsageError where these leave no CPU to decode.
+    """
+    if work.op is not None:
+        (resources,) = [one.resources for one in planned if one.title == work.op]
+        where = place(recipe.resources)
+        if resources:
+            return [Stage.own(Part(), resources)], where
+        return [Stage(Part(), where.actors, where.at_once, where.cpus, where.gpus)], where
+    on_frames = [one for one in planned if not one.op.on_videos]
+    own = [one.resources.cpus for one in on_frames if one.resources]
+    where = place(recipe.resources, reserved=[*own, 1] if own else ())
+    groups: list[tuple[list[str], OpResources | None]] = [([], None)]
+    for one in on_frames:
+        if one.resources is None and groups[-1][1] is None and (where.fused or len(groups) > 1):
+            groups[-1][0].append(one.title)
+        else:
+            groups.append(([one.title], one.resources))
+    stages = []
+    for i, (titles, resources) in enumerate(groups):
+        part = Part(i == 0, tuple(titles), i == len(groups) - 1)
+        if resources:
+            stages.append(Stage.own(part, resources))
+        elif i == 0 and not where.fused:
+            stages.append(Stage(part, where.decode_actors, where.decode_at_once, 1))
+        elif i == 0 or not where.fused:
+            stages.append(Stage(part, where.actors, where.at_once, where.cpus, where.gpus))
+        else:  # after an op with actors of its own
+            stages.append(Stage(part, (1, None), 1, 1))
+    return stages, where
+
+
 def build_dataset(
     lake: Lake,
     recipe: Recipe,
     units: list[pa.Table],
-    where: Placement,
+    stages: list[Stage],
     work: Work,
     alone: bool = False,
 ) -> ray.data.Dataset:
@@ -52,52 +141,28 @@ def build_dataset(
 
     version = lake.table("assets").version
     ds = ray.data.from_arrow(units)
-
-    def stage(names: tuple[str, ...], pool: Pool, at_once: int, cpus: float, gpus: float) -> None:
-        nonlocal ds
-        with warnings.catch_warnings():  # Ray has no other way to bound how often a task is tried
-            warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated")
-            ds = ds.map_batches(
-                Chain,
-                fn_constructor_args=(names, lake, version, recipe, where.threads, work),
-                batch_size=None,
-                batch_format="pyarrow",
-                zero_copy_batch=True,
-                compute=ray.data.ActorPoolStrategy(
-                    min_size=pool[0],
-                    max_size=pool[1],
-                    initial_size=max(pool[0], min(at_once, len(units))),
-                    # A unit that waits at a busy actor is one that an actor on a node that comes later can't take.
-                    max_tasks_in_flight_per_actor=at_a_time,
-                    max_concurrent_calls_per_actor=at_a_time,
-                ),
-                num_cpus=cpus,
-                num_gpus=gpus,
-                max_task_retries=DEATHS - 1,
-            )
-
     # The next unit is decoded while the last frames of the one before are embedded and written; but for an item that may kill
     # its worker, and would take that unit along.
     at_a_time = 1 if alone else 2
-    if where.fused or work.op is not None:
-        stage((DECODE, OPS, WRITE), where.actors, where.at_once, where.cpus, where.gpus)
-    else:
-        stage((DECODE,), where.decode_actors, where.decode_at_once, 1, 0)
-        stage((OPS, WRITE), where.actors, where.at_once, where.cpus, where.gpus)
+    for stage in stages:
+        arguments = (stage.part, lake, version, recipe, stage.cpus, work)
+        ds = stage.map(ds, Chain, arguments, len(units), at_a_time)
     return ds
 
 
-def units_here(recipe: Recipe, units: list[pa.Table], heavy: bool) -> int:
+def units_here(recipe: Recipe, units: list[pa.Table], planned: list[PlannedOp]) -> int:
     """How many units run in this process: Ray takes longer to start than a small corpus takes to process.
 
-    heavy: whether an op takes seconds to load.
+    planned: the ops that they go through.
 
     All of them where there is but one, or the corpus is small and one actor would hold the whole machine anyway; else a short
     first one, so that the first rows are there while Ray starts. None on a cluster, on a GPU, or where the recipe says how to
     place the stages.
     """
-    if has_ray() or recipe.resources != Resources() or resolve_device(recipe.resources.device) != "cpu":
+    placed = recipe.resources != Resources() or any(one.resources for one in planned)
+    if has_ray() or placed or resolve_device(recipe.resources.device) != "cpu":
         return 0
+    heavy = any(one.op.heavy for one in planned)
     costs = [sum(u["cost"].to_pylist()) for u in units]
     if len(units) == 1 or (sum(costs) <= LARGEST_UNIT and cpu_count() < 2 * MOST_CPUS):
         return len(units)
@@ -107,7 +172,7 @@ def units_here(recipe: Recipe, units: list[pa.Table], heavy: bool) -> int:
 def run_here(lake: Lake, recipe: Recipe, units: list[pa.Table], work: Work) -> Iterator[pa.Table]:
     """RESULT rows of units, one after another, in this process."""
     version, threads = lake.table("assets").version, min(cpu_count(), MOST_CPUS)
-    chain = Chain((DECODE, OPS, WRITE), lake, version, recipe, threads, work)
+    chain = Chain(Part(), lake, version, recipe, threads, work)
     try:
         for unit in units:
             yield from chain(unit)
@@ -131,12 +196,12 @@ def run_on_ray(
         1.0  # every actor has all the units that it may hold
     )
     wait_for_nodes(recipe.resources)
-    where = place(recipe.resources)
+    stages, where = stages_of(plan_ops(recipe, lake.schema("frames")), recipe, work)
     if not alone:
-        units = share_out(units, where.at_once if where.fused else where.decode_at_once)
+        units = share_out(units, stages[0].at_once)
     try:
         with explaining(lambda: no_worker(where.cpus, where.gpus)):
-            yield from build_dataset(lake, recipe, units, where, work, alone).iter_batches(
+            yield from build_dataset(lake, recipe, units, stages, work, alone).iter_batches(
                 batch_size=None, batch_format="pyarrow", prefetch_batches=0
             )
     except ray.exceptions.RayError as e:

@@ -14,9 +14,9 @@ from pipelines.lake import SCHEMAS, Lake
 from pipelines.lake.coverage import cover, covered
 from pipelines.lake.keys import op_keys, record_keys
 from pipelines.lake.schema import ERROR, facts_of, table_schema
-from pipelines.process.recipe import Recipe, split_alias
+from pipelines.process.recipe import Recipe, split_entry
 from vfm_ops.errors import UsageError
-from vfm_ops.op import Op, load_op
+from vfm_ops.op import Op, Resources, load_op
 
 # Of format 1, which did not say what they are of: whoever asks for these ops takes the values that are there.
 _ADOPTED = ("phash", "quality")
@@ -27,7 +27,8 @@ class PlannedOp:
     """An op of a recipe, as it is in one lake.
 
     title: what it is called there. fields: columns of `frames` that it fills; an op with a table fills the number of its rows.
-    key: of its values. keep_key: of its decisions, where it is a filter, else empty.
+    key: of its values. keep_key: of its decisions, where it is a filter, else empty. resources: actors of its own, if it has
+    any.
     """
 
     title: str
@@ -35,6 +36,7 @@ class PlannedOp:
     fields: tuple[pa.Field, ...]
     key: str
     keep_key: str
+    resources: Resources | None = None
 
     @property
     def says(self) -> str:
@@ -105,9 +107,12 @@ def _planned(
     keys: Mapping[str, str],
     threads: int | None,
 ) -> PlannedOp:
-    alias, entry = split_alias(entry)
+    alias, resources, entry = split_entry(entry)
     op = load_op(entry)
-    op.place(recipe.resources.device, threads)
+    if resources := resources or op.resources:
+        op.place(resources.device, threads and resources.cpus)
+    else:
+        op.place(recipe.resources.device, threads)
     if lacking := [name for name in op.columns if name not in there]:
         raise UsageError(f"op {op.name} reads column {lacking[0]}: put an op or model that adds it before it")
     if op.on_videos or op.needs is not None:
@@ -115,6 +120,8 @@ def _planned(
     else:
         inputs = {}
     inputs |= {name: keys.get(name) or facts_of(there[name]).get("key", "") for name in op.columns}
+    if alias:  # two of a kind may differ in nothing else, and have columns of their own all the same
+        inputs["as"] = alias
     key = op.key(inputs)
     if op.table is not None:
         _check_table(op)
@@ -123,7 +130,7 @@ def _planned(
     title = alias or (fields[0].name if embeds else op.name)
     if not title.isidentifier():
         raise UsageError(f"op {op.name!r} has no fit name: letters, digits and _ only, or call it something with `as`")
-    return PlannedOp(title, op, fields, key, op.keep_key(inputs) if op.filters else "")
+    return PlannedOp(title, op, fields, key, op.keep_key(inputs) if op.filters else "", resources)
 
 
 def _fields(op: Op, alias: str, there: Mapping[str, pa.Field], key: str) -> tuple[pa.Field, ...]:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+import vfm_ops.op
 from pipelines.settings import parse_override, put_override, read_settings, validate
 from vfm_ops.errors import UsageError, VfmError
 from vfm_ops.media.limits import Limits
@@ -82,8 +83,8 @@ class Recipe(_Section):
 
     An entry of `ops` is a name (see `vfm ops`) or `package.module:Name`, or one of these with its settings: {name: {setting:
     value}}, or {name: value} for the op's main setting. `as` among the settings is what the op is called in this lake, where
-    one kind of op is there twice. A key of the recipe that is an op's name is short for that op in the list: `detect:
-    "person ."`, `embed: [a, b]`, `phash: false`.
+    one kind of op is there twice; `resources` gives it actors of its own (`vfm_ops.op.Resources`). A key of the recipe that is
+    an op's name is short for that op in the list: `detect: "person ."`, `embed: [a, b]`, `phash: false`.
     """
 
     sampling: Sampling = Sampling()
@@ -91,7 +92,7 @@ class Recipe(_Section):
     jpeg: Jpeg = Jpeg()
     ops: tuple[str | dict[str, Any], ...] = DEFAULT_OPS
     decode: Decode = Decode()
-    resources: Resources = Resources()
+    resources: Resources = Resources()  # of all ops that have none of their own
 
     @classmethod
     def more_keys(cls) -> list[str]:
@@ -107,6 +108,7 @@ class Recipe(_Section):
         short = {key: data.pop(key) for key in list(data) if key not in cls.model_fields and key in known_ops()}
         ops = list(data.get("ops", DEFAULT_OPS)) if isinstance(data.get("ops", ()), list | tuple) else data["ops"]
         if isinstance(ops, list):
+            ops = _without_shots(ops, data)
             for name, value in short.items():
                 ops = put_op(ops, name, _since_format_1(name, value, data))
             data["ops"] = _with_prompts(ops)
@@ -118,7 +120,7 @@ class Recipe(_Section):
             raise ValueError("sampling mode per_shot needs shots: set shots.detector to auto, content or transnetv2")
         for entry in self.ops:
             try:
-                op, _ = parse_entry(split_alias(entry)[1])
+                op, _ = parse_entry(split_entry(entry)[2])
             except VfmError as error:
                 raise ValueError(str(error)) from error
             if op.unit == "shot" and self.shots.detector == "none":
@@ -168,16 +170,36 @@ def entry_name(entry: Any) -> str:
     return str(next(iter(entry), "")) if isinstance(entry, dict) else str(entry)
 
 
-def split_alias(entry: str | dict[str, Any]) -> tuple[str, str | dict[str, Any]]:
-    """What `as` among an entry's settings says, or empty, and the entry without it. UsageError for what is no name."""
+def split_entry(
+    entry: str | dict[str, Any],
+) -> tuple[str, vfm_ops.op.Resources | None, str | dict[str, Any]]:
+    """What `as` and `resources` among an entry's settings say (empty, None), and the entry without them. UsageError for what is
+    no name, or no resources."""
     name = entry_name(entry)
     settings = entry[name] if isinstance(entry, dict) and len(entry) == 1 else None
-    if not isinstance(settings, dict) or "as" not in settings:
-        return "", entry
-    alias = settings["as"]
-    if not isinstance(alias, str) or not alias.isidentifier():
+    if not isinstance(settings, dict):
+        return "", None, entry
+    settings = dict(settings)
+    alias, resources = settings.pop("as", ""), settings.pop("resources", None)
+    if alias != "" and (not isinstance(alias, str) or not alias.isidentifier()):
         raise UsageError(f"op {name}: as: {alias!r} is no name for an op: letters, digits and _ only")
-    return alias, {name: {k: v for k, v in settings.items() if k != "as"}}
+    if resources is not None:
+        if not isinstance(resources, dict):
+            raise UsageError(f"op {name}: resources: {resources!r} is no mapping, such as {{gpus: 0.5}}")
+        resources = vfm_ops.op.validated_settings(f"{name}: resources", vfm_ops.op.Resources, resources)
+    return alias, resources, {name: settings}
+
+
+def _without_shots(ops: list[Any], data: dict[str, Any]) -> list[Any]:
+    """An entry `shots` in the list is short for that section: frames are sampled by the cuts, which the same pass finds."""
+    found = [entry for entry in ops if entry_name(entry) == "shots"]
+    if found and (len(found) > 1 or "shots" in data):
+        raise ValueError("shots are in the recipe twice: once in the list of ops, or as a section of its own")
+    for entry in found:
+        value = entry["shots"] if isinstance(entry, dict) else {}
+        given = {"detector": value} if isinstance(value, str) else dict(value or {})
+        data["shots"] = {"detector": "auto", **given}
+    return [entry for entry in ops if entry_name(entry) != "shots"]
 
 
 def _since_format_1(name: str, value: Any, data: dict[str, Any]) -> Any:

@@ -126,8 +126,7 @@ class _Run:
         """See the class. unsettled: whether a run that was killed may have left frames where they do not belong."""
         on_frames = [one for one in self.planned if not one.op.on_videos]
         committer = Committer(self.lake, self.run_id, self.decoding.replaces, covers=coverage_keys(self.planned))
-        heavy = any(one.op.heavy for one in on_frames)
-        self._settle(self.decoding, committer, heavy, self.retry)
+        self._settle(self.decoding, committer, on_frames, self.retry)
         committer.counts["revived"] += (revived := reconsider(self.lake, self.planned, self.run_id))
         apply_sampling(self.lake, self.recipe, self.run_id, bool(unsettled or revived or committer.grown))
         there = assets_in(self.lake, "frames")
@@ -143,7 +142,7 @@ class _Run:
             assert table is not None
             own = Committer(self.lake, self.run_id, work.replaces, op=one.title, table=table.name)
             for retry in dict.fromkeys((self.retry, False)):  # a retry may have decoded videos that the op has not seen
-                self._settle(work, own, True, retry)
+                self._settle(work, own, [one], retry)
             _add(summary, own)
         return summary
 
@@ -162,11 +161,11 @@ class _Run:
         replaces = self.retry or any(self.lake.count(t, filter=other) for t in ("ledger", "quarantine"))
         return Work(key, op, decoded, replaces)
 
-    def _settle(self, work: Work, committer: Committer, heavy: bool, retry: bool) -> None:
+    def _settle(self, work: Work, committer: Committer, planned: list[PlannedOp], retry: bool) -> None:
         """Runs what is pending, in units; then what did not settle, each item alone, so that a bad one takes no other along."""
         first = Failures()
         units = list(cut_units(assets_left(self.lake, work, self.run_id, retry)))
-        here = units_here(self.recipe, units, heavy)
+        here = units_here(self.recipe, units, planned)
         all_here = here == len(units)
         self._run_units(work, units, here, False, committer, first)
         failures = Failures()

@@ -333,6 +333,10 @@ def test_two_of_a_kind_have_a_name_each(lake):
     assert lake.count("blobs", "op = 'dim'") > lake.count("blobs", "op = 'blobs'") > 0
     assert {"blobs_count", "dim_count"} <= set(lake.schema("frames").names)
     assert verify_lake(lake).violations == []
+    twin = {"their_ops:Measure": {"as": "twin"}}  # differs from the one that is there in nothing but its name
+    run(lake, {"their_ops:Measure": {}})
+    run(lake, {"their_ops:Measure": {}}, twin)
+    assert lake.count("frames", "twin IS NULL") == lake.count("frames", "red IS NULL") == 0
 
 
 @pytest.mark.parametrize(
