@@ -27,6 +27,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from vfm_ops.deadline import deadline
 from vfm_ops.errors import MediaError, UsageError, VfmError
 from vfm_ops.media.images import decode_image
 from vfm_ops.media.limits import Limits
@@ -64,6 +65,7 @@ class Resources(Settings):
     cpus: int = Field(1, gt=0)
     gpus: float = Field(0.0, ge=0)  # a fraction shares a card
     memory_mb: int | None = Field(None, gt=0)
+    deadline_s: float | None = Field(None, gt=0)  # of one batch, or chunk of a video; None: the recipe's
     custom: dict[str, float] = {}  # Ray's custom resources, such as {"accelerator_a": 0.5}
     actors: int | tuple[int, int] | None = None  # how many, fixed or (min, max); None: as many as find room
 
@@ -113,6 +115,7 @@ class Op:
     reads columns alone. columns: those of the row that it reads, given to `run` by name. main: the setting that a bare text
     stands for. bounds: settings that only `keep` looks at. unkeyed: settings that change no value, such as a batch size. heavy:
     it takes seconds to load, or a second a frame. resources: actors of its own, which a recipe's `resources` replaces.
+    deadline_s: set by a recipe; a batch that takes longer fails.
 
     Args:
         settings: values of `Settings`, by name.
@@ -142,6 +145,7 @@ class Op:
     unit: ClassVar[str] = "frame"
     on_videos: ClassVar[bool] = False
     resources: Resources | None = None
+    deadline_s: float | None = None
     Settings: ClassVar[type[Settings]] = Settings
 
     def __init__(self, **settings: Any) -> None:
@@ -307,10 +311,12 @@ class Op:
 
     def _call(self, inputs: list[Sequence[Any]], view: View | None) -> Any:
         named = dict(zip(self.columns, inputs if self.needs is None else inputs[1:]))
-        if self.needs is None or view is None:
-            return self.run(**named)
-        seen = [view.apply(picture) for picture in inputs[0]]
-        return self.run(seen if self.needs.ragged else np.stack(seen), **named)
+        pictures: list[Any] = []
+        if self.needs is not None and view is not None:
+            seen = [view.apply(picture) for picture in inputs[0]]
+            pictures = [seen if self.needs.ragged else np.stack(seen)]
+        with deadline(self.deadline_s, f"op {self.name}"):
+            return self.run(*pictures, **named)
 
     def _checked(self, given: Any, count: int) -> Result:
         keep: Any = None

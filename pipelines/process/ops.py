@@ -113,6 +113,7 @@ def _planned(
         op.place(resources.device, threads and resources.cpus)
     else:
         op.place(recipe.resources.device, threads)
+    op.deadline_s = (resources and resources.deadline_s) or recipe.resources.deadline_s
     if lacking := [name for name in op.columns if name not in there]:
         raise UsageError(f"op {op.name} reads column {lacking[0]}: put an op or model that adds it before it")
     if op.on_videos or op.needs is not None:

@@ -76,6 +76,7 @@ class Resources(_Section):
     cpus_per_actor: int | None = Field(None, gt=0)  # None: up to 8
     gpus_per_actor: float = Field(1.0, gt=0)  # a fraction shares a card
     decode_actors: int | tuple[int, int] | None = None  # when not fused
+    deadline_s: float = Field(900.0, gt=0)  # of an op at one batch, before it is told to have failed
 
 
 class Recipe(_Section):

@@ -22,6 +22,7 @@ from pipelines.process.frames import Outcome, closing_rows, stored_size
 from pipelines.process.ops import PlannedOp
 from pipelines.process.recipe import Recipe
 from pipelines.sources import RowReader, media_source
+from vfm_ops.deadline import deadline
 from vfm_ops.errors import MediaError, VfmError
 from vfm_ops.media.frame import DecodeSettings, Frame
 from vfm_ops.media.sandbox import Sandbox
@@ -69,7 +70,8 @@ class RunOnVideos:
         wanted = self.op.wanted(video)
         frames = self.sandbox.frames(source, wanted[wanted >= done["next_frame"]], probe)
         while chunk := list(self._frames(islice(frames, self.op.chunk_frames), cuts)):
-            state, rows = self.op.chunk(video, state, chunk)
+            with deadline(self.op.deadline_s, f"op {self.op.name}"):
+                state, rows = self.op.chunk(video, state, chunk)
             done = self._written(done, rows, outcome) | {"next_frame": chunk[-1].index + 1}
             if done["next_frame"] < probe.frame_count and (data := self.op.dumps(state)) is not None:
                 journal.save(done, data)

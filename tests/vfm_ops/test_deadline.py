@@ -1,0 +1,64 @@
+"""If these fail, an op that hangs holds a whole run, or its exception comes up in code that did nothing wrong."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from vfm_ops import op
+from vfm_ops.deadline import DeadlineExceeded, deadline
+
+
+def spin(seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        time.sleep(0.01)
+
+
+def test_a_body_in_time_is_left_alone():
+    with deadline(0.2, "it"):
+        pass
+    spin(0.4)
+    with deadline(None, "it"):
+        spin(0.05)
+
+
+def test_a_body_that_takes_too_long_is_interrupted_and_nothing_after_it():
+    started = time.monotonic()
+    with pytest.raises(DeadlineExceeded, match=r"no answer after 0\.2 s"), deadline(0.2, "it"):
+        spin(30)
+    assert time.monotonic() - started < 5
+    spin(0.3)
+
+
+def test_an_error_of_the_body_stays_what_it_is():
+    with pytest.raises(ValueError, match="own"), deadline(5, "it"):
+        raise ValueError("own")
+
+
+def test_a_call_that_never_returns_ends_the_process_with_a_sentence():
+    code = (
+        "import time, vfm_ops.deadline as d\nd.GRACE_S = 0.2\nwith d.deadline(0.2, 'op slow'):\n    time.sleep(1000)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 3
+    assert "error: op slow hangs in a call that can't be interrupted" in done.stderr
+
+
+def test_a_picture_at_which_an_op_hangs_costs_itself():
+    class Slow(op.Op):
+        name = "slow"
+        deadline_s = 0.3
+
+        def run(self, images):
+            for image in images:
+                if image.max() == 0:
+                    spin(30)
+            return [True] * len(images)
+
+    result = Slow().apply([np.full((4, 4, 3), v, np.uint8) for v in (9, 0, 9)])
+    assert result.errors == [None, "op slow: DeadlineExceeded: no answer after 0.3 s", None]
