@@ -19,6 +19,7 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
+from pipelines.lake.coverage import fold_coverage
 from pipelines.lake.fence import EPOCH, epoch_of
 from pipelines.lake.keys import op_tables
 from pipelines.lake.lake import Lake
@@ -128,6 +129,8 @@ def compact_table(lake: Lake, table: str) -> tuple[int, int]:
     """Merges small fragments, up to about FRAGMENT_BYTES each, and drops deleted rows. Returns fragments (before, after)."""
     dataset = _dataset(lake, table)
     before = len(dataset.get_fragments())
+    if table == "coverage" and fold_coverage(lake):  # first: the order of its rows counts until they are folded
+        dataset = _dataset(lake, table)
     target = int(np.clip(FRAGMENT_BYTES * dataset.count_rows() // max(_data_bytes(dataset), 1), 1024, 1 << 20))
 
     def compact(dataset: Any) -> None:

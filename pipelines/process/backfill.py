@@ -64,7 +64,8 @@ def embed_lake(
     with Lease(lake, run_id):
         number_assets(lake)
         prepare(lake, [planned])
-        return fill_values(lake, recipe, planned, assets_in(lake, "frames"), run_id, progress)
+        lacking = assets_in(lake, "frames").without(covered(lake, [planned.key])[planned.key])
+        return fill_values(lake, recipe, planned, lacking, run_id, progress)
 
 
 def drop_columns(lake: Lake, op: str | None = None, model: str | None = None) -> list[str]:
@@ -120,16 +121,15 @@ def fill_values(
     lake: Lake,
     recipe: Recipe,
     planned: PlannedOp,
-    there: AssetSet,
+    wanted: AssetSet,
     run_id: str,
     progress: Callable[[int, int], None] | None = None,
 ) -> int:
     """Fills the columns, or the table, of an op on frames where its values are missing. Returns how many frames got one.
 
-    there: assets with frames. The caller holds the lease and has made the columns exist. UsageError when the lake stores no
-    pictures.
+    wanted: assets with frames that the op has not covered. The caller holds the lease and has made the columns exist.
+    UsageError when the lake stores no pictures.
     """
-    wanted = there.without(covered(lake, planned.key))
     if not len(wanted):
         return 0
     schema = lake.schema("frames")

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.lake import Lake
-from pipelines.lake.coverage import AssetSet, asset_numbers, assets_in, cover, covered, uncover
+from pipelines.lake.coverage import AssetSet, asset_numbers, assets_in, cover, uncover
 from pipelines.lake.keys import op_keys, record_keys
 from pipelines.lake.ledger import other_samplings
 from pipelines.lake.schema import DROPPED
@@ -72,9 +72,11 @@ def reconsider(lake: Lake, planned: list[PlannedOp], run_id: str) -> int:
     return back
 
 
-def apply_filter(lake: Lake, recipe: Recipe, planned: PlannedOp, there: AssetSet, run_id: str) -> int:
-    """Drops frames that a filter has not judged yet, where it does. Returns how many. there: assets with frames."""
-    wanted = there.without(covered(lake, planned.keep_key))
+def apply_filter(lake: Lake, recipe: Recipe, planned: PlannedOp, wanted: AssetSet, run_id: str) -> int:
+    """Drops frames that a filter has not judged yet, where it does. Returns how many.
+
+    wanted: assets with frames that the filter has not covered.
+    """
     if not len(wanted):
         return 0
     gone = 0

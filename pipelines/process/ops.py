@@ -217,7 +217,7 @@ def _take_over(lake: Lake, one: PlannedOp, key: str) -> None:
         for table in ("ledger", "quarantine"):
             lake.update(table, {"recipe": f"'{one.key}'"}, f"recipe = '{key}' AND op = '{one.title}'")
     else:
-        cover(lake, {one.key: one.title}, covered(lake, key), "migration")
+        cover(lake, {one.key: one.title}, covered(lake, [key])[key], "migration")
 
 
 def _same_facts(stored: pa.Field, field: pa.Field) -> bool:

@@ -19,7 +19,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipelines.lake import SCHEMAS, Lake, Lease, StoreError, Work, new_run_id, sweep
-from pipelines.lake.coverage import assets_in
+from pipelines.lake.coverage import FOLD_SURPLUS, assets_in, covered, fold_coverage
 from pipelines.lake.schema import facts_of
 from pipelines.process.backfill import fill_values
 from pipelines.process.commit import Committer, Progress
@@ -86,6 +86,7 @@ def process(lake: Lake, recipe: Recipe, *, retry: bool = False, progress: Report
         prepare(lake, planned)
         run = _Run(lake, recipe, planned, run_id, retry, callback(progress))
         summary = run.all(unsettled)
+        fold_coverage(lake, run_id, FOLD_SURPLUS)
         summary.seconds = time.time() - started
         works = [work.where for work in run.works]
         summary.in_quarantine = sum(lake.count("quarantine", filter=where) for where in works)
@@ -129,13 +130,16 @@ class _Run:
         self._settle(self.decoding, committer, on_frames, self.retry)
         committer.counts["revived"] += (revived := reconsider(self.lake, self.planned, self.run_id))
         apply_sampling(self.lake, self.recipe, self.run_id, bool(unsettled or revived or committer.grown))
-        there = assets_in(self.lake, "frames")
+        there, keys = assets_in(self.lake, "frames"), coverage_keys(on_frames)
+        lacking = {key: there.without(done) for key, done in covered(self.lake, keys).items()}
         for one in on_frames:
             if one.fields:
                 report = self._filling(one.title, committer)
-                committer.counts["backfilled"] += fill_values(self.lake, self.recipe, one, there, self.run_id, report)
+                wanted = lacking[one.key]
+                committer.counts["backfilled"] += fill_values(self.lake, self.recipe, one, wanted, self.run_id, report)
             if one.keep_key:
-                committer.counts["dropped"] += apply_filter(self.lake, self.recipe, one, there, self.run_id)
+                wanted = lacking[one.keep_key]
+                committer.counts["dropped"] += apply_filter(self.lake, self.recipe, one, wanted, self.run_id)
         summary = _summarise(self.run_id, committer)
         for one, work in self.on_videos:
             table = one.op.table

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from pipelines.lake import Lake, verify_lake
+from pipelines.lake.coverage import FOLD_SURPLUS, AssetSet, cover
 from pipelines.lake.maintenance import maintain
 from pipelines.process import backfill, graph
 from pipelines.process.recipe import Recipe
@@ -280,6 +281,19 @@ def test_an_asset_that_comes_later_is_done_alone(lake, tmp_path, corpus):
     ingest([str(new)], lake.root)
     run(lake, *ops)
     assert calls(tmp_path) == {"shade": 1, "measure": 1}
+    assert verify_lake(lake).violations == []
+
+
+def test_a_run_leaves_coverage_folded_and_computes_nothing_again_for_it(lake, tmp_path):
+    """As many commits as a long run makes."""
+    run(lake, "their_ops:shade")
+    (key,) = set(lake.read("coverage", ["key"])["key"].to_pylist())
+    for number in range(FOLD_SURPLUS):
+        cover(lake, {key: "shade"}, AssetSet([number % 9]), "earlier")
+    calls(tmp_path)
+    run(lake, "their_ops:shade")
+    assert lake.count("coverage") == 1
+    assert calls(tmp_path) == {}
     assert verify_lake(lake).violations == []
 
 
