@@ -28,15 +28,17 @@ def command(
 
         report.violations += verify_deep(target)
     if as_json:
-        print(json.dumps({"counts": report.counts, "violations": report.violations}))
+        print(json.dumps({"counts": report.counts, "violations": report.violations, "pending": report.pending}))
     else:
         print(", ".join(f"{n} {what}" for what, n in report.counts.items()))
+        for sentence in report.pending:
+            print(f"pending: {sentence}")
         for violation in report.violations:
             print(f"violated: {violation}", file=sys.stderr)
         if not report.violations:
             print(
-                "verified: keys are unique, references hold, every asset is settled once, counts agree, no value is missing"
-                + (", pictures decode and vectors are theirs" if deep else "")
+                "verified: keys are unique, references hold, every asset is settled once, counts agree, "
+                "no value of what was done is missing" + (", pictures decode and vectors are theirs" if deep else "")
             )
     return 3 if report.violations else 0
 

@@ -1,5 +1,5 @@
-"""The proof that a lake is whole: keys are unique, references hold, every asset is settled once, counts agree, and every column
-that a recipe or a model has filled is filled.
+"""The proof that a lake is whole: keys are unique, references hold, every asset is settled once, counts agree, and what ops are
+done with, as the lake's coverage says, has their values. What no op has claimed yet is pending, and no violation.
 
 It reads values, never files or fragments, and streams: memory is that of the keys, 8 bytes each.
 """
@@ -9,16 +9,18 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import yaml
 
+from pipelines.lake.coverage import AssetSet, asset_numbers, covered
 from pipelines.lake.keys import op_keys
 from pipelines.lake.lake import Lake
 from pipelines.lake.ledger import of_decoding
-from pipelines.lake.schema import CHILD_TABLES, facts_of
+from pipelines.lake.schema import CHILD_TABLES, facts_of, wants_value
 
 # What names a row of each table; selections: a frame that was drawn twice has two ranks.
 KEYS = {
@@ -42,14 +44,15 @@ REFERENCES = {
 
 @dataclass
 class LakeReport:
-    """What `verify_lake` found. `violations` is empty for a whole lake."""
+    """What `verify_lake` found. `violations` is empty for a whole lake; `pending` says which values may still come."""
 
     counts: dict[str, int] = field(default_factory=dict)
     violations: list[str] = field(default_factory=list)
+    pending: list[str] = field(default_factory=list)
 
 
 def verify_lake(lake: Lake) -> LakeReport:
-    """Checks keys, references, settlement, counts and coverage of a lake. Each violation is a sentence."""
+    """Checks keys, references, settlement, counts and coverage of a lake. Each finding is a sentence."""
     report = LakeReport({t: lake.count(t) for t in ("assets", *CHILD_TABLES, "ledger", "quarantine")})
     for table, key in KEYS.items():
         _verify_keys(lake, table, key, report)
@@ -117,11 +120,23 @@ def _verify_op_tables(lake: Lake, report: LakeReport) -> None:
             rows = lake.read("ledger", ["asset_id", "run_key", "rows"], f"op = '{title}'").to_pylist()
             _verify_counts(table, found, {(r["asset_id"], r["run_key"]): r["rows"] or 0 for r in rows}, report)
             continue
-        (column,) = key["columns"]
-        said = sum(int(pc.sum(b[column]).as_py() or 0) for t in ("frames", "dropped") for b in lake.scan(t, [column]))
-        there = lake.count(table, f"op = '{title}'")
-        if said != there:
-            report.violations.append(f"{table}: op {title} has {there} rows, and its frames say {said}")
+        if key["unit"] == "frame":
+            _verify_rows(lake, title, key, report)
+
+
+def _verify_rows(lake: Lake, title: str, key: dict[str, Any], report: LakeReport) -> None:
+    """Rows of a frame op's table: as many of each frame as its count column says."""
+    table, (column,) = key["table"], key["columns"]
+    said: list[np.ndarray] = [np.empty(0, np.int64)]
+    for source in ("frames", "dropped"):
+        for batch in lake.scan(source, ["frame_id", column], f"{column} > 0"):
+            said.append(np.repeat(_hashed([batch["frame_id"]]), batch[column].to_numpy()))
+    there = [_hashed([b["frame_id"]]) for b in lake.scan(table, ["frame_id"], f"op = '{title}'")]
+    want, have = np.sort(np.concatenate(said)), np.sort(np.concatenate([*there, said[0]]))
+    if not np.array_equal(want, have):
+        report.violations.append(
+            f"{table}: rows of op {title} are not those that {column} counts: there are {len(have)}, of {len(want)}"
+        )
 
 
 def _rows_of(lake: Lake, tables: tuple[str, ...], where: str | None = None) -> dict[tuple[str, str], int]:
@@ -161,21 +176,33 @@ def _verify_pictures(lake: Lake, report: LakeReport) -> None:
 
 
 def _verify_values(lake: Lake, report: LakeReport) -> None:
-    """Every frame has a value of every model and op, or a reason why it can't have one."""
-    keys = op_keys(lake)
+    """Every frame of an asset that an op is done with has its values, or a reason why it can't have them. Values of other
+    assets are pending: the op may have left the recipe, and keeps its columns."""
+    keys = {title: key for title, key in op_keys(lake).items() if key["unit"] == "frame"}
     filled = {column: title for title, key in keys.items() for column in key["columns"] or []}
-    for column in lake.schema("frames"):
-        facts = facts_of(column)
-        title = filled.get(column.name)
-        if (title is None and "spec" not in facts) or not (
-            missing := sum(lake.unfilled("frames", column.name).values())
-        ):
+    done = covered(lake, [key["key"] for key in keys.values()])
+    schema = lake.schema("frames")
+    for column, title in filled.items():
+        if column not in schema.names and len(claimed := done[keys[title]["key"]]):
+            report.violations.append(
+                f"frames: column {column} is gone, and op {title} is done with {len(claimed)} assets"
+            )
+    for column in schema:
+        by, spec = filled.get(column.name), facts_of(column).get("spec")
+        if by is None and spec is None:
             continue
-        if "spec" in facts:
-            sentence = f"{missing} rows have no vector in {column.name}: run vfm embed --model {facts['spec']}"
-        else:
-            sentence = f"{missing} rows have no {column.name}: run vfm process with op {title} in the recipe"
-        report.violations.append(f"frames: {sentence}")
+        claimed = done[keys[by]["key"]] if by is not None else AssetSet()
+        missing = pending = 0
+        for batch in lake.scan("frames", ["asset_no"], wants_value(schema, column.name)):
+            inside = int(claimed.contains(asset_numbers(batch["asset_no"])).sum())
+            missing, pending = missing + inside, pending + batch.num_rows - inside
+        what = f"vector in {column.name}" if spec else column.name
+        if missing:
+            sentence = f"{missing} rows have no {what}, though op {by} is done with them: run vfm retry --op {by}"
+            report.violations.append(f"frames: {sentence}")
+        if pending:
+            how = f"vfm embed --model {spec}" if spec else f"vfm process with op {by} in the recipe"
+            report.pending.append(f"frames: {pending} rows have no {what} yet: run {how}")
 
 
 def _verify_selections(lake: Lake, report: LakeReport) -> None:
@@ -205,11 +232,14 @@ def _hashes(lake: Lake, table: str, columns: Iterable[str], version: int | None 
     dataset = lake.dataset(table, version)
     if dataset is None:
         return np.empty(0, np.int64)
-    parts = [
-        np.fromiter(map(hash, zip(*(c.to_pylist() for c in batch.columns))), np.int64, batch.num_rows)
-        for batch in dataset.scanner(columns=[c for c in columns if c in dataset.schema.names]).to_batches()
-    ]
+    names = [c for c in columns if c in dataset.schema.names]
+    parts = [_hashed(batch.columns) for batch in dataset.scanner(columns=names).to_batches()]
     return np.concatenate(parts) if parts else np.empty(0, np.int64)
+
+
+def _hashed(columns: list[pa.Array]) -> np.ndarray:
+    """Python's hashes of rows, int64 (N,)."""
+    return np.fromiter(map(hash, zip(*(c.to_pylist() for c in columns))), np.int64, len(columns[0]))
 
 
 def _strays(lake: Lake, table: str, column: str, known: np.ndarray, where: str | None = None) -> int:
