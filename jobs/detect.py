@@ -62,7 +62,7 @@ def read_pictures(paths: list[Path]) -> Iterator[tuple[Path, np.ndarray | MediaE
     missing = [p for p in paths if not p.is_file()]
     if missing:
         raise UsageError(f"there is no file {missing[0]}")
-    settings = DecodeSettings(jpeg=False, quality=False, phash=False, pixels=True)
+    settings = DecodeSettings(jpeg=False, pixels=True)
     with Sandbox(settings) as sandbox:
         for path, frame in zip(paths, sandbox.images(MediaSource(str(p)) for p in paths)):
             if isinstance(frame, MediaError):

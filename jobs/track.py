@@ -46,7 +46,7 @@ def command(
     network = load_network(model, device=device)
     source = MediaSource(str(video))
     objects: set[Any] = set()
-    with Sandbox(DecodeSettings(jpeg=False, quality=False, phash=False, pixels=True)) as sandbox:
+    with Sandbox(DecodeSettings(jpeg=False, pixels=True)) as sandbox:
         probe = sandbox.probe(source)
         frames = sandbox.frames(source, None, probe)
         found = (

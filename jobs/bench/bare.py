@@ -33,7 +33,7 @@ T = TypeVar("T")
 
 def image_batches(paths: list[Path], view: View, threads: int, batch: int) -> Iterator[np.ndarray]:
     """Decoded and resized batches, uint8 (B, H, W, 3), in order, from `threads` threads."""
-    settings = DecodeSettings({"v": view}, jpeg=False, quality=False, phash=False)
+    settings = DecodeSettings({"v": view}, jpeg=False)
 
     def one(group: list[Path]) -> np.ndarray:
         return np.stack([image_frame(MediaSource(str(p)), settings).views["v"] for p in group])

@@ -51,9 +51,7 @@ class Decoder:
         with self._lock:
             if view not in self._sandboxes:
                 views: Mapping[str, View] = {} if view is None else {"model": view}
-                settings = DecodeSettings(
-                    views=views, jpeg=False, quality=False, phash=False, pixels=view is None, limits=self._limits
-                )
+                settings = DecodeSettings(views=views, jpeg=False, pixels=view is None, limits=self._limits)
                 self._sandboxes[view] = Sandbox(settings, self._processes)
             return self._sandboxes[view]
 
@@ -82,7 +80,7 @@ class Thumbnails:
     """Small JPEGs of stored ones, made in a sandbox (a stored JPEG may be the source's own) and kept, up to `most_bytes`."""
 
     def __init__(self, limits: Limits, side: int = 320, most_bytes: int = 64 << 20) -> None:
-        settings = DecodeSettings(jpeg_max_side=side, jpeg_quality=82, quality=False, phash=False, limits=limits)
+        settings = DecodeSettings(jpeg_max_side=side, jpeg_quality=82, limits=limits)
         self._sandbox = Sandbox(settings)
         self._most = most_bytes
         self._kept: dict[str, bytes] = {}

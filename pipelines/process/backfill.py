@@ -273,7 +273,7 @@ class FillFragment:
             return
         if self.views:
             limits = recipe.decode.limits()
-            settings = DecodeSettings(views=self.views, jpeg=False, quality=False, phash=False, limits=limits)
+            settings = DecodeSettings(views=self.views, jpeg=False, limits=limits)
             self.sandbox = Sandbox(settings, threads)
 
     def close(self) -> None:

@@ -37,7 +37,7 @@ HELD_FRAMES = 128  # of one video, kept encoded until its shots are known, so th
 class DecodeAssets:
     """Op: rows of `assets` (with `attempt`) to working tables of at most 32 frames.
 
-    Decoding happens in `processes` killable children; views, quality, hashes and JPEGs are made there, while pixels are hot.
+    Decoding happens in `processes` killable children; views and JPEGs are made there, while pixels are hot.
     """
 
     def __init__(self, recipe: Recipe, views: dict[str, View], processes: int) -> None:
@@ -49,8 +49,6 @@ class DecodeAssets:
             jpeg=recipe.jpeg.store,
             jpeg_quality=recipe.jpeg.quality,
             jpeg_max_side=recipe.jpeg.max_side,
-            quality=False,
-            phash=False,
             limits=d.limits(),
         )
         self.sandbox = Sandbox(settings, processes)

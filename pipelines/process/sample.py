@@ -32,7 +32,7 @@ def sample_frames(
         raise UsageError(f"no stored frame of {lake.root}{' satisfies ' + where if where else ''}: process it first")
     chosen = [ids[i] for i in np.unique(np.linspace(0, len(ids) - 1, min(count, len(ids))).astype(int))]
     rows = lake.take("frames", chosen, lake.table("frames").version, ["frame_id", "jpeg", *columns]).to_pylist()
-    with Sandbox(DecodeSettings(jpeg=False, quality=False, phash=False, pixels=True)) as sandbox:
+    with Sandbox(DecodeSettings(jpeg=False, pixels=True)) as sandbox:
         sources = (MediaSource(row["frame_id"], data=row["jpeg"]) for row in rows)
         for row, frame in zip(rows, sandbox.images(sources)):
             picture = frame if isinstance(frame, MediaError) or frame.pixels is None else frame.pixels

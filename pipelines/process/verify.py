@@ -97,7 +97,7 @@ def _sample(lake: Lake, column: str, count: int, seed: int) -> Iterator[pa.Recor
 
 
 def _sandbox(views: dict[str, View]) -> Sandbox:
-    return Sandbox(DecodeSettings(views=views, jpeg=False, quality=False, phash=False), cpu_count())
+    return Sandbox(DecodeSettings(views=views, jpeg=False), cpu_count())
 
 
 def _decode(sandbox: Sandbox, batch: pa.RecordBatch) -> list[tuple[str, Frame | MediaError]]:

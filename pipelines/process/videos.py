@@ -112,4 +112,4 @@ def _nothing() -> dict[str, Any]:
 def video_decoding(recipe: Recipe) -> DecodeSettings:
     """How a video is decoded a second time, whole, within the limits that its sampled frames were decoded in."""
     d = recipe.decode
-    return DecodeSettings({VIEW: NATIVE}, d.decoder, jpeg=False, quality=False, phash=False, limits=d.limits())
+    return DecodeSettings({VIEW: NATIVE}, d.decoder, jpeg=False, limits=d.limits())

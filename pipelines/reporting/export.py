@@ -108,7 +108,7 @@ def video_frames(lake: Lake, asset_id: str) -> Iterator[Any]:
     """Every frame of a video, decoded from its source: uint8 RGB (H, W, 3), in order. MediaError when it can't be."""
     asset = lake.read("assets", filter=f"asset_id = '{asset_id}'").to_pylist()[0]
     source = media_source(asset, RowReader())
-    with Sandbox(DecodeSettings(jpeg=False, quality=False, phash=False, pixels=True)) as sandbox:
+    with Sandbox(DecodeSettings(jpeg=False, pixels=True)) as sandbox:
         for frame in sandbox.frames(source, None, sandbox.probe(source)):
             assert frame.pixels is not None
             yield frame.pixels

@@ -1,4 +1,4 @@
-"""What is made of one decoded picture while its pixels are hot: views, quality, hash, JPEG. The same code runs in a
+"""What is made of one decoded picture while its pixels are hot: views, JPEG, whole pixels. The same code runs in a
 decoder process and in line; only the small results travel.
 """
 
@@ -15,8 +15,6 @@ from vfm_ops.errors import MediaError, UsageError
 from vfm_ops.media.images import JpegHeader, decode_image, read_jpeg_header
 from vfm_ops.media.jpeg import encode_jpeg, keeps_original
 from vfm_ops.media.limits import Limits
-from vfm_ops.media.phash import phash
-from vfm_ops.media.quality import frame_quality, quality_gray
 from vfm_ops.media.sniff import sniff
 from vfm_ops.media.source import MediaSource
 from vfm_ops.media.view import View
@@ -27,7 +25,7 @@ class DecodeSettings:
     """What to make of every frame.
 
     views: name -> View, one for each model that needs pixels. decoder: auto, pyav, decord or opencv.
-    jpeg, jpeg_quality, jpeg_max_side: the stored JPEG. quality, phash: whether to measure. pixels: the whole RGB picture.
+    jpeg, jpeg_quality, jpeg_max_side: the stored JPEG. pixels: the whole RGB picture.
     """
 
     views: Mapping[str, View] = field(default_factory=dict)
@@ -35,8 +33,6 @@ class DecodeSettings:
     jpeg: bool = True
     jpeg_quality: int = 90
     jpeg_max_side: int | None = None
-    quality: bool = True
-    phash: bool = True
     pixels: bool = False
     limits: Limits = field(default_factory=Limits)
 
@@ -65,8 +61,8 @@ class Frame:
     """One still or sampled frame.
 
     frame_index, pts_s: 0 and 0.0 for an image. width, height: of the upright picture, before any shrinking.
-    format: what the file is (`jpeg`, ...), `video` for a sampled frame. jpeg: bytes to store. phash: 64 bits.
-    quality: see `frame_quality`. views: name -> uint8 (h, w, 3). pixels: uint8 (H, W, 3). Each None / empty unless asked for.
+    format: what the file is (`jpeg`, ...), `video` for a sampled frame. jpeg: bytes to store.
+    views: name -> uint8 (h, w, 3). pixels: uint8 (H, W, 3). Each None / empty unless asked for.
     """
 
     frame_index: int
@@ -75,8 +71,6 @@ class Frame:
     height: int
     format: str
     jpeg: bytes | None = None
-    phash: int | None = None
-    quality: dict[str, float] | None = None
     views: dict[str, np.ndarray] = field(default_factory=dict)
     pixels: np.ndarray | None = None
 
@@ -112,10 +106,6 @@ def make_frame(
     """
     height, width = rgb.shape[:2]
     name = name or f"frame {frame_index}"
-    with _making("its measures", name, width, height):
-        gray = quality_gray(rgb) if settings.quality or settings.phash else None
-        hashed = phash(gray) if settings.phash and gray is not None else None
-        quality = frame_quality(gray) if settings.quality and gray is not None else None
     jpeg = original_jpeg
     if settings.jpeg and jpeg is None:
         with _making("its JPEG", name, width, height):
@@ -126,7 +116,7 @@ def make_frame(
     else:
         views = _views_of_jpeg(jpeg, header, settings, name, rgb if jpeg is original_jpeg else None)
     pixels = rgb if settings.pixels else None
-    return Frame(frame_index, pts_s, width, height, format_name, jpeg, hashed, quality, views, pixels)
+    return Frame(frame_index, pts_s, width, height, format_name, jpeg, views, pixels)
 
 
 def _views(rgb: np.ndarray, wanted: Mapping[str, View], name: str) -> dict[str, np.ndarray]:
@@ -159,13 +149,13 @@ def jpeg_luma(data: bytes, limits: Limits, name: str = "the picture") -> np.ndar
     """Luma of an encoded still as an op sees it by the view `luma`, uint8 (h, w): its measures and hashes compare. Raises
     MediaError.
     """
-    settings = DecodeSettings({"luma": View(fit="luma")}, jpeg=False, quality=False, phash=False, limits=limits)
+    settings = DecodeSettings({"luma": View(fit="luma")}, jpeg=False, limits=limits)
     return image_frame(MediaSource(name, data=data), settings).views["luma"][..., 0]
 
 
 def _wants_whole(settings: DecodeSettings, header: JpegHeader) -> bool:
-    """Whether all pixels are needed: to give or measure them, to encode them anew, or since there is nothing to be seen."""
-    if settings.pixels or settings.quality or settings.phash or not settings.views:
+    """Whether all pixels are needed: to give them, to encode them anew, or since there is nothing to be seen."""
+    if settings.pixels or not settings.views:
         return True
     return settings.jpeg and not keeps_original(header, settings.jpeg_max_side)
 

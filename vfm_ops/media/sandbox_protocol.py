@@ -17,17 +17,15 @@ PROGRESS, ITEM, REQUEST_ID = 0, 1, 2
 
 def frame_to_list(frame: Frame) -> list[Any]:
     """Plain values, arrays as they are."""
-    quality = None if frame.quality is None else list(frame.quality.items())
     views = list(frame.views.items())
     size = [frame.frame_index, frame.pts_s, frame.width, frame.height, frame.format]
-    return [*size, frame.jpeg, frame.phash, quality, views, frame.pixels]
+    return [*size, frame.jpeg, views, frame.pixels]
 
 
 def frame_from_list(values: list[Any]) -> Frame:
     """The inverse of `frame_to_list`."""
-    index, pts_s, width, height, kind, jpeg, hashed, quality, views, pixels = values
-    measured = None if quality is None else dict(quality)
-    return Frame(index, pts_s, width, height, kind, jpeg, hashed, measured, dict(views), pixels)
+    index, pts_s, width, height, kind, jpeg, views, pixels = values
+    return Frame(index, pts_s, width, height, kind, jpeg, dict(views), pixels)
 
 
 def probe_from_dict(plain: dict[str, Any]) -> Probe:

@@ -69,7 +69,7 @@ class Tracking(HoldsSessions):
             lambda: load_network(chosen.spec, device=chosen.device, dtype=dtype),  # type: ignore[arg-type]
             chosen.is_eager,
         )
-        settings = DecodeSettings(jpeg=False, quality=False, phash=False, pixels=True, limits=limit.media())
+        settings = DecodeSettings(jpeg=False, pixels=True, limits=limit.media())
         self._sandbox = Sandbox(settings)
         self._sessions: Sessions[Following] = Sessions(limit.sessions, limit.session_s)
         self._model_lock = asyncio.Lock()

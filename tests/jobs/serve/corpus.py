@@ -11,7 +11,9 @@ import pyarrow as pa
 from jobs.cli import main
 from pipelines.lake import Lake, embedding_field, make_frame_id
 from vfm_ops.embed import load_embedder
-from vfm_ops.media.frame import DecodeSettings
+from vfm_ops.media.frame import DecodeSettings, jpeg_luma
+from vfm_ops.media.limits import Limits
+from vfm_ops.media.quality import frame_quality
 from vfm_ops.media.sandbox import Sandbox
 from vfm_ops.media.source import MediaSource
 from vfm_ops.track.masks import encode_rle
@@ -64,7 +66,7 @@ def make_lake(root: Path, media: Path, spec: str) -> Lake:
     field = embedding_field(spec, embedder.dim, facts)
     for table in ("frames", "shots", "detections", "tracks", "ledger"):
         lake.ensure(table, [field] if table == "frames" else [])
-    settings = DecodeSettings(views={"m": embedder.view}, jpeg_max_side=640, phash=False)
+    settings = DecodeSettings(views={"m": embedder.view}, jpeg_max_side=640)
     rows: list[dict] = []
     with Sandbox(settings) as sandbox:
         for asset in lake.read("assets").to_pylist():
@@ -93,7 +95,7 @@ def frame_row(asset_id: str, frame) -> dict:
         "width": frame.width,
         "height": frame.height,
         "jpeg": frame.jpeg,
-        "quality": frame.quality,
+        "quality": frame_quality(jpeg_luma(frame.jpeg, Limits())),
     }
 
 

@@ -153,7 +153,7 @@ def test_a_track_streams_what_the_tracker_gives(served, client, video):
     from vfm_ops.track.load import load_tracker
     from vfm_ops.track.prompts import Prompt
 
-    with Sandbox(DecodeSettings(jpeg=False, pixels=True, quality=False, phash=False)) as sandbox:
+    with Sandbox(DecodeSettings(jpeg=False, pixels=True)) as sandbox:
         frames = [
             f.pixels.copy() for f in sandbox.frames(MediaSource(str(served.media / "bikes.mp4")), np.arange(2, 8))
         ]

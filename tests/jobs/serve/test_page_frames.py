@@ -72,7 +72,7 @@ def lake(tmp_path_factory) -> Lake:
     lake = Lake.open(root / "lake")
     for table in ("frames", "shots", "detections", "tracks", "ledger"):
         lake.ensure(table)
-    with Sandbox(DecodeSettings(jpeg_max_side=320, phash=False)) as sandbox:
+    with Sandbox(DecodeSettings(jpeg_max_side=320)) as sandbox:
         for asset in lake.read("assets").to_pylist():
             source, own = MediaSource(asset["uri"]), {"asset_id": asset["asset_id"], "run_key": "r.1"}
             times = sandbox.probe(source).pts_s

@@ -199,7 +199,7 @@ def test_reduced_decoding_stays_faithful_and_only_where_nothing_needs_more(photo
     path = tmp_path / "large.jpg"
     path.write_bytes(encoded(photo.resize((1920, 1280), Image.Resampling.LANCZOS), "JPEG", quality=92))
     header = read_jpeg_header(path.read_bytes())
-    lean = DecodeSettings(views={"m": View()}, quality=False, phash=False)
+    lean = DecodeSettings(views={"m": View()})
     assert reduction(header, View()) == 2
     assert reduction(header, View(interpolation="bicubic")) == reduction(header, View(fit="native")) == 1
     fast = image_frame(MediaSource(str(path)), lean)
@@ -219,9 +219,9 @@ def test_what_a_view_shows_does_not_depend_on_what_else_is_made_nor_on_when(phot
         "whole": View(fit="native"),
         "fine": View(interpolation="bicubic"),
     }
-    first = image_frame(MediaSource(str(path)), DecodeSettings(views=views, quality=False, phash=False))
+    first = image_frame(MediaSource(str(path)), DecodeSettings(views=views))
     for title, view in views.items():
-        settings = DecodeSettings(views={title: view}, jpeg=False, quality=False, phash=False)
+        settings = DecodeSettings(views={title: view}, jpeg=False)
         late = image_frame(MediaSource("stored", data=first.jpeg), settings)
         assert np.array_equal(first.views[title], late.views[title]), title
 

@@ -40,7 +40,7 @@ AGREE_DB = 35.0
 @pytest.fixture(scope="module")
 def sandbox() -> Iterator[Sandbox]:
     limits = Limits(max_pixels=4_000_000, deadline_s=60)
-    with Sandbox(DecodeSettings(pixels=True, jpeg=False, quality=False, phash=False, limits=limits)) as pool:
+    with Sandbox(DecodeSettings(pixels=True, jpeg=False, limits=limits)) as pool:
         yield pool
 
 

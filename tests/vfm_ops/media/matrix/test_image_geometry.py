@@ -13,6 +13,8 @@ from vfm_ops.errors import MediaError
 from vfm_ops.media.frame import DecodeSettings, image_frame
 from vfm_ops.media.images import decode_image
 from vfm_ops.media.limits import Limits
+from vfm_ops.media.phash import phash
+from vfm_ops.media.quality import frame_quality
 from vfm_ops.media.sandbox import Sandbox
 from vfm_ops.media.source import MediaSource
 from vfm_ops.media.view import View
@@ -44,11 +46,13 @@ VIEWS = {
 def test_thin_stills_get_views_measures_and_a_jpeg(size):
     width, height = size
     data = encoded(np.full((height, width, 3), COLOUR, np.uint8), "PNG")
-    frame = image_frame(MediaSource("thin.png", data=data), DecodeSettings(views=VIEWS, jpeg_max_side=320))
+    frame = image_frame(
+        MediaSource("thin.png", data=data), DecodeSettings(views=VIEWS | {"luma": View(fit="luma")}, jpeg_max_side=320)
+    )
     assert (frame.width, frame.height) == size
-    assert frame.quality is not None
-    assert frame.quality["sharpness"] == pytest.approx(0, abs=1e-6)
-    assert frame.phash is not None
+    luma = frame.views["luma"][..., 0]
+    assert frame_quality(luma)["sharpness"] == pytest.approx(0, abs=1e-6)
+    assert 0 <= phash(luma) < 1 << 64
     assert max(decode_image(frame.jpeg, Limits()).shape[:2]) == min(320, max(size))
     for name, view in VIEWS.items():
         pixels = frame.views[name].reshape(-1, 3)

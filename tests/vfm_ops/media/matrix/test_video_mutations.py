@@ -22,7 +22,7 @@ from vfm_ops.media.sandbox import Sandbox
 from vfm_ops.media.source import MediaSource
 
 LIMITS = Limits(deadline_s=30, max_pixels=4_000_000)
-SETTINGS = DecodeSettings(jpeg=False, quality=False, phash=False, pixels=True, limits=LIMITS)
+SETTINGS = DecodeSettings(jpeg=False, pixels=True, limits=LIMITS)
 # What decoders of other versions than the judge's may read in another way: a harmless message in HEVC's header.
 TOLERATED = ("from hvcC failed",)
 
