@@ -14,6 +14,7 @@ from pipelines.lake import CHILD_TABLES, Lake
 from pipelines.lake.keys import op_keys, op_tables
 from pipelines.lake.maintenance import table_bytes
 from pipelines.lake.schema import facts_of
+from pipelines.lake.sql import equals
 
 
 def command(
@@ -58,7 +59,7 @@ def filled_columns(lake: Lake) -> list[dict[str, Any]]:
             told.add(name)
             found.append({"column": name, **of_title, **_filled(lake, name)})
         if key["table"] and lake.dataset(key["table"]) is not None:
-            rows = lake.count(key["table"], f"op = '{title}'")
+            rows = lake.count(key["table"], equals("op", title))
             found.append({"column": key["table"], **of_title, "filled": rows, "pending": 0, "unit": "rows"})
     for field in schema:  # of an older version, which has not been processed since
         facts = facts_of(field)

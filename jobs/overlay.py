@@ -16,6 +16,7 @@ import typer
 from jobs.cli import run
 from jobs.process import LakeOption
 from pipelines.lake import Lake
+from pipelines.lake.sql import equals
 from pipelines.reporting.export import detections_of, rows, tracks_of, video_frames, video_probes
 from pipelines.reporting.names import AssetNames
 from vfm_ops.errors import MediaError, UsageError
@@ -78,7 +79,7 @@ def _drawn_size(lake: Lake, asset_id: str, by_frame: dict[int, list[dict[str, An
         for row in tracks:
             if row["mask"] is not None:
                 return int(row["mask"]["size"][1]), int(row["mask"]["size"][0])
-    stored = next(rows(lake, "frames", ["width", "height"], f"asset_id = '{asset_id}'"), None)
+    stored = next(rows(lake, "frames", ["width", "height"], equals("asset_id", asset_id)), None)
     if stored is None:
         raise UsageError(f"asset {asset_id} has neither a mask nor a stored frame that tells the size of its boxes")
     return int(stored["width"]), int(stored["height"])
@@ -86,7 +87,7 @@ def _drawn_size(lake: Lake, asset_id: str, by_frame: dict[int, list[dict[str, An
 
 def overlay_sheet(lake: Lake, asset_id: str | None, out: Path, count: int) -> int:
     """A contact sheet of frames with their detections. Returns how many frames it shows."""
-    condition = f"asset_id = '{asset_id}'" if asset_id else None
+    condition = equals("asset_id", asset_id) if asset_id else None
     seen = {r["frame_id"] for r in rows(lake, "detections", ["frame_id"], condition)}
     if not seen:
         where = f"of asset {asset_id} " if asset_id else ""

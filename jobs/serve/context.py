@@ -15,6 +15,7 @@ from jobs.serve.metrics import Metrics
 from jobs.serve.problems import Problem
 from jobs.serve.settings import ServeSettings
 from jobs.serve.uploads import Thumbnails
+from pipelines.lake.sql import equals
 from pipelines.search.columns import Column, embedding_columns
 from vfm_ops.errors import MediaError, UsageError
 from vfm_ops.media.sniff import sniff
@@ -124,7 +125,7 @@ class Context:
     def row(self, table: str, key: str, value: str, columns: list[str]) -> dict[str, Any]:
         """Columns of the row whose `key` is `value`. Problem 404 when there is none."""
         if _FRAME_ID.fullmatch(value):
-            rows = self.lake.read(table, columns, filter=f"{key} = '{value}'").to_pylist()
+            rows = self.lake.read(table, columns, filter=equals(key, value)).to_pylist()
             if rows:
                 return rows[0]
         raise no_such(table.removesuffix("s"))
@@ -153,7 +154,7 @@ class Context:
         from pipelines.sources import RowReader, media_source
 
         row = self.row("assets", "asset_id", asset_id, [*ASSET_COLUMNS, "etag"])
-        own = f"asset_id = '{asset_id}'"
+        own = equals("asset_id", asset_id)
         if not (self.lake.count("ledger", own) or self.lake.count("quarantine", f"{own} AND salvaged_frames > 0")):
             raise Problem(404, "", "This asset was not processed, or could not be: only media that was is served.")
         return media_source(row, RowReader()), row["media_type"]

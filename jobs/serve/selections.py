@@ -10,6 +10,7 @@ from jobs.serve.problems import Problem
 from pipelines.curation.selections import EXTRA, count_kept
 from pipelines.lake import Lake, Lease, new_run_id
 from pipelines.lake.schema import SCHEMAS
+from pipelines.lake.sql import equals, one_of
 from vfm_ops.errors import UsageError
 
 REASON = "picked by hand"
@@ -41,7 +42,7 @@ def make_selection(lake: Lake, name: str, frame_ids: list[str]) -> dict[str, Any
         with Lease(lake, new_run_id()):
             # With the columns of curation: whichever comes first, the table is the same.
             lake.ensure("selections", EXTRA)
-            if lake.count("selections", f"selection = '{name}'"):
+            if lake.count("selections", equals("selection", name)):
                 raise Problem(409, "name taken", f"There is a selection {name} already: choose another name.")
             lake.append("selections", rows)
     except UsageError as busy:
@@ -52,6 +53,5 @@ def make_selection(lake: Lake, name: str, frame_ids: list[str]) -> dict[str, Any
 def _known(lake: Lake, frame_ids: list[str]) -> int:
     found = 0
     for start in range(0, len(frame_ids), 2000):
-        quoted = ", ".join("'" + i.replace("'", "''") + "'" for i in frame_ids[start : start + 2000])
-        found += lake.count("frames", f"frame_id IN ({quoted})")
+        found += lake.count("frames", one_of("frame_id", frame_ids[start : start + 2000]))
     return found

@@ -14,6 +14,7 @@ from pipelines.curation.pool import Pool
 from pipelines.curation.recipe import ItemSet
 from pipelines.curation.vectors import list_values, vector_dim
 from pipelines.lake import Lake
+from pipelines.lake.sql import equals
 from pipelines.search.columns import Column, embedding_columns, load_same
 from vfm_ops.curate.decontaminate import EvaluationSet, find_contamination
 from vfm_ops.curate.retrieval import check_same_space
@@ -86,8 +87,7 @@ def _listed(lake: Lake, wanted: ItemSet) -> pa.Array:
     """Frame ids that the set names."""
     if not wanted.selection:
         return pa.array(wanted.frames, pa.string())
-    quoted = wanted.selection.replace("'", "''")
-    ids = lake.read("selections", ["frame_id"], filter=f"selection = '{quoted}' AND kept")["frame_id"]
+    ids = lake.read("selections", ["frame_id"], filter=f"{equals('selection', wanted.selection)} AND kept")["frame_id"]
     if not len(ids):
         raise UsageError(f"{lake.root} has no selection {wanted.selection!r}, or it keeps nothing")
     return ids.combine_chunks()

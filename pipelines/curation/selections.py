@@ -24,6 +24,7 @@ import pyarrow.compute as pc
 from pipelines.lake import SCHEMAS, Lake
 from pipelines.lake.replace import pin, replace_rows
 from pipelines.lake.schema import facts_of
+from pipelines.lake.sql import equals
 from vfm_ops.errors import UsageError
 
 BY_HAND = "by hand"  # the mode of a selection that a person made
@@ -165,7 +166,7 @@ def read_rows(lake: Lake, name: str, version: int | str | None = None, columns: 
     if dataset is None:
         return ROWS.empty_table().select(wanted)
     known = [c for c in wanted if c in dataset.schema.names]
-    rows = dataset.to_table(columns=known, filter=f"selection = '{name.replace(chr(39), chr(39) * 2)}'")
+    rows = dataset.to_table(columns=known, filter=equals("selection", name))
     for column in wanted:
         if column not in known:
             rows = rows.append_column(ROWS.field(column), pa.nulls(rows.num_rows, ROWS.field(column).type))
@@ -241,7 +242,7 @@ def recover(lake: Lake, name: str) -> None:
         if re.fullmatch(rf"{name}\.(g\d+\.)?pending\.json", file) and (data := read_file(lake, file)) is not None:
             manifest = _parse(lake, file, data)
             dataset = lake.dataset("selections")
-            key = f"selection = '{name}' AND generation = '{manifest.key}'"
+            key = f"{equals('selection', name)} AND {equals('generation', manifest.key)}"
             if dataset is not None and "generation" in dataset.schema.names and dataset.count_rows(filter=key):
                 _publish(lake, manifest)
             remove_file(lake, file)

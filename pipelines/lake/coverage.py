@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from pipelines.lake.lake import Lake, commit, lance
 from pipelines.lake.schema import SCHEMAS
+from pipelines.lake.sql import one_of
 
 SEGMENT = 1 << 16  # asset numbers in a bitmap of 8 KB
 FOLD_SURPLUS = 256  # rows that a run leaves beyond those of the folded state: a fold rewrites the table
@@ -90,8 +91,7 @@ def asset_numbers(column: pa.Array | pa.ChunkedArray) -> np.ndarray:
 
 def covered(lake: Lake, keys: Collection[str]) -> dict[str, AssetSet]:
     """Of each key, the assets that are done under it. One scan of the table, however many keys there are."""
-    listed = ", ".join(f"'{key}'" for key in {"", *keys})
-    rows = lake.scan("coverage", ["key", "segment", "assets"], f"key IN ({listed})", scan_in_order=True)
+    rows = lake.scan("coverage", ["key", "segment", "assets"], one_of("key", {"", *keys}), scan_in_order=True)
     state = _state(rows)
     return {key: state.get(key) or AssetSet() for key in keys}
 

@@ -24,6 +24,7 @@ import pyarrow.fs as pafs
 from pipelines.lake.access import refusal
 from pipelines.lake.filters import bounded, filter_errors
 from pipelines.lake.schema import FORMAT_VERSION, SCHEMAS, wants_value
+from pipelines.lake.sql import one_of
 from pipelines.lake.tables import Tables
 from vfm_ops.errors import UsageError, VfmError
 
@@ -340,8 +341,7 @@ class Lake(Tables):
             return 0
         deleted, todo = 0, list(values)
         for start in range(0, len(todo), 2000):
-            quoted = ", ".join("'" + v.replace("'", "''") + "'" for v in todo[start : start + 2000])
-            predicate = f"{column} IN ({quoted})" + (f" AND ({extra})" if extra else "")
+            predicate = one_of(column, todo[start : start + 2000]) + (f" AND ({extra})" if extra else "")
             done = self.change(table, "delete from", partial(_delete, where=predicate))
             deleted += done["num_deleted_rows"] if done else 0
         return deleted

@@ -29,6 +29,7 @@ from pipelines.lake.fence import LostLease, epoch_of, raise_fence
 from pipelines.lake.keys import op_tables
 from pipelines.lake.lake import Lake, lance
 from pipelines.lake.schema import SCHEMAS
+from pipelines.lake.sql import equals, literal
 from vfm_ops.errors import UsageError, VfmError
 
 HEARTBEAT_S = float(os.environ.get("VFM_HEARTBEAT_S", "10"))
@@ -110,7 +111,7 @@ class Lease:
 
     @property
     def _mine(self) -> str:
-        return f"run_id = '{self.run_id}' AND epoch = {self.epoch}"
+        return f"{equals('run_id', self.run_id)} AND {equals('epoch', self.epoch)}"
 
     def _wait_until_free(self, row: Row) -> Row:
         """The row to take. Returns at once when nobody holds it, or a process of this machine that is gone."""
@@ -150,18 +151,18 @@ class Lease:
         """Writes this run into the row where it still is as it was seen. Returns the row as it is now."""
         process = psutil.Process()
         values = {
-            "run_id": f"'{self.run_id}'",
-            "host": f"'{socket.gethostname()}'",
+            "run_id": literal(self.run_id),
+            "host": literal(socket.gethostname()),
             "pid": str(process.pid),
             "pid_started": repr(_started(process.pid)),
             "heartbeat": repr(time.time()),
             "epoch": str(self.epoch),
             "beat": "0",
-            "boot_id": f"'{_boot_id()}'",
-            "pid_namespace": f"'{_pid_namespace()}'",
+            "boot_id": literal(_boot_id()),
+            "pid_namespace": literal(_pid_namespace()),
             "clean": "false",
         }
-        seen = " AND ".join(_equals(c, row[c]) for c in ("run_id", "epoch", "beat", "heartbeat"))
+        seen = " AND ".join(equals(c, row[c]) for c in ("run_id", "epoch", "beat", "heartbeat"))
         self.lake.attempt("take the lease", lambda _: _update(self.lake, values, seen))
         return _read(self.lake)
 
@@ -221,12 +222,6 @@ def _read(lake: Lake) -> Row:
 
 def _update(lake: Lake, values: dict[str, str], where: str) -> int:
     return lance.dataset(lake.uri("lease")).update(values, where=where)["num_rows_updated"]
-
-
-def _equals(column: str, value: Any) -> str:
-    if value is None:
-        return f"{column} IS NULL"
-    return f"{column} = " + (f"'{value}'" if isinstance(value, str) else repr(value))
 
 
 def _is_here(row: Row) -> bool:

@@ -17,6 +17,7 @@ from pipelines.lake.coverage import asset_numbers, assets_in, settled_assets
 from pipelines.lake.keys import op_tables
 from pipelines.lake.lake import Lake
 from pipelines.lake.schema import CHILD_TABLES
+from pipelines.lake.sql import equals, literal, one_of
 
 PLAN_COLUMNS = ["asset_id", "media_type", "size", "asset_no"]
 DECODED = ("shots", "frames", "dropped")  # what decoding an asset makes; an op's own table is made by the op
@@ -38,7 +39,7 @@ class Work:
     @property
     def where(self) -> str:
         """SQL over ledger and quarantine: rows of this work."""
-        return f"recipe = '{self.key}' AND " + ("op IS NULL" if self.op is None else f"op = '{self.op}'")
+        return f"{equals('recipe', self.key)} AND {equals('op', self.op)}"
 
 
 def of_decoding(lake: Lake, table: str = "ledger") -> str | None:
@@ -61,7 +62,7 @@ def pending_assets(lake: Lake, work: Work, batch_size: int = 65536) -> Iterator[
 
 def _of_videos(decoded: str) -> str:
     """SQL over the ledger: videos that were decoded whole under a recipe."""
-    return f"recipe = '{decoded}' AND op IS NULL AND probe.codec IS NOT NULL"
+    return f"{equals('recipe', decoded)} AND op IS NULL AND probe.codec IS NOT NULL"
 
 
 def quarantined_assets(lake: Lake, work: Work) -> Iterator[pa.RecordBatch]:
@@ -91,7 +92,7 @@ def sweep(lake: Lake) -> dict[str, int]:
                 for row in pa.Table.from_batches([stray]).group_by(["asset_id", "run_key"]).aggregate([]).to_pylist():
                     orphans.setdefault(row["run_key"], set()).add(row["asset_id"])
         removed[table] = sum(
-            lake.delete(table, "asset_id", sorted(ids), f"run_key = '{run_key}'") for run_key, ids in orphans.items()
+            lake.delete(table, "asset_id", sorted(ids), equals("run_key", run_key)) for run_key, ids in orphans.items()
         )
     return {table: n for table, n in removed.items() if n}
 
@@ -103,7 +104,7 @@ def forget_replaced(lake: Lake, settled: pa.Table, op: str | None = None, table:
     ops on frames have made goes, but what another sampling of the same pictures has. Children go first, so that a kill in
     between leaves rows that `sweep` finds.
     """
-    same = "op IS NULL" if op is None else f"op = '{op}'"
+    same = equals("op", op)
     owned = {table: same} if table is not None else dict.fromkeys(_of_frames(lake))
     gone: dict[tuple[str, str], list[str]] = {}
     for older in _replaced(_settled(lake, same, settled["asset_id"].to_pylist())):
@@ -111,7 +112,7 @@ def forget_replaced(lake: Lake, settled: pa.Table, op: str | None = None, table:
     for (where, run_key), ids in gone.items():
         for name, only in (*owned.items(), (where, same)):
             if lake.count(name):
-                lake.delete(name, "asset_id", ids, f"run_key = '{run_key}'" + (f" AND {only}" if only else ""))
+                lake.delete(name, "asset_id", ids, equals("run_key", run_key) + (f" AND {only}" if only else ""))
 
 
 def _settled(lake: Lake, where: str, ids: list[str]) -> list[dict[str, Any]]:
@@ -119,9 +120,9 @@ def _settled(lake: Lake, where: str, ids: list[str]) -> list[dict[str, Any]]:
     columns = ["asset_id", "run_key", "recipe", "finished_at", "op"]
     found: list[dict[str, Any]] = []
     for start in range(0, len(ids), 2000):
-        quoted = ", ".join(f"'{i}'" for i in ids[start : start + 2000])
+        own = one_of("asset_id", ids[start : start + 2000])
         for table in ("ledger", "quarantine"):
-            rows = lake.read(table, columns, f"asset_id IN ({quoted}) AND {where}").to_pylist()
+            rows = lake.read(table, columns, f"{own} AND {where}").to_pylist()
             found += [{**row, "t": table} for row in rows]
     return found
 
@@ -155,7 +156,7 @@ def decoding_of(recipe: str) -> str:
 
 def other_samplings(recipe: str) -> str:
     """SQL over the ledger: what was decoded under another sampling of the same pictures. recipe: a recipe's hash."""
-    return f"op IS NULL AND recipe LIKE '{decoding_of(recipe)}-%' AND recipe <> '{recipe}'"
+    return f"op IS NULL AND starts_with(recipe, {literal(decoding_of(recipe) + '-')}) AND recipe <> {literal(recipe)}"
 
 
 def _of_frames(lake: Lake) -> list[str]:
@@ -185,5 +186,5 @@ def _keep_newest(lake: Lake) -> int:
     doubled = counts.field("values").filter(pc.greater(counts.field("counts"), 1)).to_pylist()
     removed = 0
     for row in _replaced(_settled(lake, "asset_id IS NOT NULL", sorted({d.partition("/")[0] for d in doubled}))):
-        removed += lake.delete(row["t"], "asset_id", [row["asset_id"]], f"run_key = '{row['run_key']}'")
+        removed += lake.delete(row["t"], "asset_id", [row["asset_id"]], equals("run_key", row["run_key"]))
     return removed

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 
 from pipelines.lake.filters import bounded, filter_errors
 from pipelines.lake.lake import Lake
+from pipelines.lake.sql import equals
 from vfm_ops.errors import UsageError
 
 # Lance warns whenever the process forks, as libraries do to ask the machine about itself; no child of ours uses it.
@@ -68,8 +69,7 @@ def check_filter(lake: Lake, table: str, where: str) -> None:
 
 def frame_vector(lake: Lake, column: str, frame_id: str) -> np.ndarray:
     """The embedding of one frame, float32 (D,). UsageError when there is no such frame, or its vector is missing."""
-    quoted = frame_id.replace("'", "''")
-    rows = lake.read("frames", [column], filter=f"frame_id = '{quoted}'")
+    rows = lake.read("frames", [column], filter=equals("frame_id", frame_id))
     if not rows.num_rows:
         raise UsageError(f"there is no frame {frame_id!r} in {lake.root}; ids look like ASSET:INDEX")
     value = rows[column][0].as_py()

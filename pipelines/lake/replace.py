@@ -7,6 +7,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipelines.lake.lake import Lake, commit, lance, rows_by_fragment
+from pipelines.lake.sql import equals
 
 
 def replace_rows(lake: Lake, table: str, column: str, value: str, rows: pa.RecordBatchReader) -> int:
@@ -16,7 +17,7 @@ def replace_rows(lake: Lake, table: str, column: str, value: str, rows: pa.Recor
     them. StoreError when the table changed meanwhile.
     """
     written = [lance.FragmentMetadata.from_json(f) for f in lake.write_fragments(table, rows)]
-    predicate = f"{column} = '" + value.replace("'", "''") + "'"
+    predicate = equals(column, value)
     paths = {f.files[0].path for f in written}
 
     def replace(dataset: Any) -> int:

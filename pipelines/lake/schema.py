@@ -7,10 +7,13 @@ An asset is a source file or one member of an archive. Everything derived from i
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from typing import Any
 
 import pyarrow as pa
+
+from pipelines.lake.sql import literal
 
 FORMAT_VERSION = 2
 
@@ -269,7 +272,7 @@ def wants_value(frames: pa.Schema, column: str) -> str:
     pending = f"{column} IS NULL" + ("" if blind else " AND jpeg IS NOT NULL")
     if ERROR.name not in frames.names:
         return pending
-    excused = f"{ERROR.name} LIKE '%\"{column}\"%' OR {ERROR.name} LIKE '%\"jpeg\"%'"
+    excused = " OR ".join(f"contains({ERROR.name}, {literal(json.dumps(name))})" for name in (column, "jpeg"))
     return f"{pending} AND ({ERROR.name} IS NULL OR NOT ({excused}))"
 
 

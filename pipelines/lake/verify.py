@@ -21,6 +21,7 @@ from pipelines.lake.keys import op_keys
 from pipelines.lake.lake import Lake
 from pipelines.lake.ledger import of_decoding
 from pipelines.lake.schema import CHILD_TABLES, facts_of, wants_value
+from pipelines.lake.sql import equals, literal
 
 # What names a row of each table; selections: a frame that was drawn twice has two ranks.
 KEYS = {
@@ -116,8 +117,8 @@ def _verify_op_tables(lake: Lake, report: LakeReport) -> None:
         if not table or lake.dataset(table) is None:
             continue
         if key["unit"] != "frame":
-            found = _rows_of(lake, (table,), f"op = '{title}'")
-            rows = lake.read("ledger", ["asset_id", "run_key", "rows"], f"op = '{title}'").to_pylist()
+            found = _rows_of(lake, (table,), equals("op", title))
+            rows = lake.read("ledger", ["asset_id", "run_key", "rows"], equals("op", title)).to_pylist()
             _verify_counts(table, found, {(r["asset_id"], r["run_key"]): r["rows"] or 0 for r in rows}, report)
             continue
         if key["unit"] == "frame":
@@ -131,7 +132,7 @@ def _verify_rows(lake: Lake, title: str, key: dict[str, Any], report: LakeReport
     for source in ("frames", "dropped"):
         for batch in lake.scan(source, ["frame_id", column], f"{column} > 0"):
             said.append(np.repeat(_hashed([batch["frame_id"]]), batch[column].to_numpy()))
-    there = [_hashed([b["frame_id"]]) for b in lake.scan(table, ["frame_id"], f"op = '{title}'")]
+    there = [_hashed([b["frame_id"]]) for b in lake.scan(table, ["frame_id"], equals("op", title))]
     want, have = np.sort(np.concatenate(said)), np.sort(np.concatenate([*there, said[0]]))
     if not np.array_equal(want, have):
         report.violations.append(
@@ -170,7 +171,7 @@ def _verify_pictures(lake: Lake, report: LakeReport) -> None:
         settings = yaml.safe_load(text) or {}
         if not settings.get("jpeg", {}).get("store", True):
             continue
-        missing = lake.count("frames", f"jpeg IS NULL AND run_key LIKE '{recipe}.%'")
+        missing = lake.count("frames", f"jpeg IS NULL AND starts_with(run_key, {literal(recipe + '.')})")
         if missing:
             report.violations.append(f"frames: {missing} rows have no jpeg, which their recipe {recipe} stores")
 
@@ -216,7 +217,7 @@ def _verify_selections(lake: Lake, report: LakeReport) -> None:
         }
         version = generations[max(generations)] if generations else None
         frames = _hashes(lake, "frames", ("frame_id",), version)
-        if strays := _strays(lake, "selections", "frame_id", frames, f"selection = '{name}'"):
+        if strays := _strays(lake, "selections", "frame_id", frames, equals("selection", name)):
             report.violations.append(f"selections: {strays} rows of {name} name a frame that does not exist")
 
 

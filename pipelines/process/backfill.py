@@ -23,6 +23,7 @@ from pipelines.lake.keys import op_keys
 from pipelines.lake.lake import rows_by_fragment
 from pipelines.lake.numbers import id_hashes, number_assets
 from pipelines.lake.schema import ERROR, wants_value
+from pipelines.lake.sql import equals
 from pipelines.process.chain import Part
 from pipelines.process.frames import WHY_DROPPED, picture_rows, put_column
 from pipelines.process.graph import Stage
@@ -172,15 +173,15 @@ def _forget_half_done(lake: Lake, planned: PlannedOp, pending: str) -> None:
     """Removes rows of an op's table whose frames still want them: of a run that was killed between the two commits."""
     table = planned.op.table
     assert table is not None
-    if not lake.count(table.name, f"op = '{planned.title}'"):
+    if not lake.count(table.name, equals("op", planned.title)):
         return
     hashes = [id_hashes(b["frame_id"]) for b in lake.scan("frames", ["frame_id"], pending)]
     waiting = np.concatenate(hashes) if hashes else np.empty(0, np.int64)
     stray: set[str] = set()
-    for batch in lake.scan(table.name, ["frame_id"], f"op = '{planned.title}'"):
+    for batch in lake.scan(table.name, ["frame_id"], equals("op", planned.title)):
         found = np.isin(id_hashes(batch["frame_id"]), waiting)
         stray.update(batch["frame_id"].filter(pa.array(found)).to_pylist())
-    lake.delete(table.name, "frame_id", sorted(stray), f"op = '{planned.title}'")
+    lake.delete(table.name, "frame_id", sorted(stray), equals("op", planned.title))
 
 
 def run_on_fragments(

@@ -15,6 +15,7 @@ import pyarrow as pa
 from pipelines.lake import CHILD_TABLES, SCHEMAS, Lake, forget_replaced
 from pipelines.lake.coverage import AssetSet, cover, uncover
 from pipelines.lake.journal import clear_journals
+from pipelines.lake.sql import one_of
 
 COMMIT_EVERY_S = 3.0
 
@@ -210,8 +211,7 @@ class Committer:
 
     def _mark_salvaged(self, asset_ids: list[str]) -> None:
         if asset_ids:
-            quoted = ", ".join(f"'{i}'" for i in asset_ids)
-            self.lake.update("frames", {"salvaged": "true"}, f"asset_id IN ({quoted})")
+            self.lake.update("frames", {"salvaged": "true"}, one_of("asset_id", asset_ids))
 
 
 def _commit_order(table: str) -> int:

@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from pipelines.lake import Lake
 from pipelines.lake.ledger import other_samplings
+from pipelines.lake.sql import one_of
 from pipelines.process.frames import Outcome, closing_rows, frame_rows
 from pipelines.process.recipe import Recipe
 from pipelines.sources import RowReader, media_source
@@ -208,8 +209,7 @@ class Known:
 
 def known_assets(lake: Lake, recipe: Recipe, asset_ids: list[str]) -> dict[str, Known]:
     """What assets have under other samplings of a recipe, by asset; only those that were decoded whole."""
-    quoted = ", ".join(f"'{i}'" for i in asset_ids)
-    own = f"asset_id IN ({quoted})"
+    own = one_of("asset_id", asset_ids)
     others = f"{other_samplings(recipe.hash)} AND {own}"
     probes = {r["asset_id"]: r["probe"] for r in lake.read("ledger", ["asset_id", "probe"], others).to_pylist()}
     if not probes:

@@ -21,6 +21,7 @@ from pipelines.lake.coverage import AssetSet, asset_numbers, assets_in, cover, u
 from pipelines.lake.keys import op_keys, record_keys
 from pipelines.lake.ledger import other_samplings
 from pipelines.lake.schema import DROPPED
+from pipelines.lake.sql import equals, literal, one_of
 from pipelines.process.backfill import run_on_fragments
 from pipelines.process.ops import PlannedOp, decided_by
 from pipelines.process.recipe import Recipe
@@ -47,14 +48,14 @@ def reconsider(lake: Lake, planned: list[PlannedOp], run_id: str) -> int:
     A filter that judges by what it measured looks at that; frames of any other come back, and it sees them again.
     """
     now = decided_by(planned)
-    others = [f"NOT (op = '{title}' AND op_key = '{key}')" for title, key in now.items()]
-    stale = " AND ".join([f"op <> '{SAMPLING}'", *others])
+    others = [f"NOT ({equals('op', title)} AND {equals('op_key', key)})" for title, key in now.items()]
+    stale = " AND ".join([f"op <> {literal(SAMPLING)}", *others])
     if not lake.count("dropped", stale):
         return 0
     back = 0
     judges = {one.title: one for one in planned if one.judges_columns}
     for title in sorted(set(lake.read("dropped", ["op"], stale)["op"].to_pylist())):
-        only = f"op = '{title}' AND {stale}"
+        only = f"{equals('op', title)} AND {stale}"
         for ids, reasons, numbers in _judged(lake, "dropped", judges.get(title), only):
             kept = [i for i, reason in zip(ids, reasons) if reason is None]
             if kept:
@@ -66,9 +67,8 @@ def reconsider(lake: Lake, planned: list[PlannedOp], run_id: str) -> int:
                 if reason is not None:
                     by_reason.setdefault(reason, []).append(frame_id)
             for reason, same in by_reason.items():
-                quoted = ", ".join(f"'{i}'" for i in same)
-                text = reason.replace("'", "''")
-                lake.update("dropped", {"reason": f"'{text}'", "op_key": f"'{now[title]}'"}, f"frame_id IN ({quoted})")
+                judged = {"reason": literal(reason), "op_key": literal(now[title])}
+                lake.update("dropped", judged, one_of("frame_id", same))
     return back
 
 
@@ -106,7 +106,7 @@ def apply_sampling(lake: Lake, recipe: Recipe, run_id: str, again: bool) -> int:
     """
     if not again and op_keys(lake).get(SAMPLING, {}).get("key") == recipe.hash:
         return 0
-    mine = f"op IS NULL AND recipe = '{recipe.hash}'"
+    mine = f"op IS NULL AND {equals('recipe', recipe.hash)}"
     sampled_twice, moved = assets_in(lake, "ledger", other_samplings(recipe.hash)), 0
     if len(sampled_twice):
         for batch in lake.scan("ledger", ["asset_id", "asset_no", "wanted"], mine, batch_size=256):
@@ -121,10 +121,10 @@ def apply_sampling(lake: Lake, recipe: Recipe, run_id: str, again: bool) -> int:
 def _resample(lake: Lake, recipe: Recipe, wanted: dict[str, dict[str, Any]], run_id: str) -> int:
     """wanted: by asset, its row of the ledger."""
     frames = {asset_id: set(row["wanted"]) for asset_id, row in wanted.items()}
-    own = f"asset_id IN ({', '.join(repr(i) for i in wanted)})"
+    own = one_of("asset_id", wanted)
     columns = ["frame_id", "asset_id", "frame_index"]
     there = lake.read("frames", columns, own).to_pylist()
-    gone = lake.read("dropped", columns, f"op = '{SAMPLING}' AND {own}").to_pylist()
+    gone = lake.read("dropped", columns, f"{equals('op', SAMPLING)} AND {own}").to_pylist()
     hidden = [r["frame_id"] for r in there if r["frame_index"] not in frames[r["asset_id"]]]
     back = [r for r in gone if r["frame_index"] in frames[r["asset_id"]]]
     reason = "not of this sampling"
@@ -158,9 +158,8 @@ def _move(
     own = {f.name for f in DROPPED}
     for start in range(0, len(ids), ROWS):
         some = ids[start : start + ROWS]
-        quoted = ", ".join(f"'{i}'" for i in some)
         columns = [n for n in lake.schema(source).names if n in lake.schema(target).names and n not in own]
-        rows = lake.read(source, columns, f"frame_id IN ({quoted})")
+        rows = lake.read(source, columns, one_of("frame_id", some))
         if by is not None:
             why = [reasons[i] for i in rows["frame_id"].to_pylist()]
             for field, values in zip(DROPPED, (why, [by[0]] * len(why), [by[1]] * len(why))):

@@ -22,6 +22,7 @@ from pipelines.lake.journal import FOLDER
 from pipelines.lake.keys import op_keys, record_keys
 from pipelines.lake.numbers import number_assets
 from pipelines.lake.schema import FORMAT_VERSION
+from pipelines.lake.sql import equals, literal
 from pipelines.process.recipe import Recipe, entry_name
 from vfm_ops.op import find_op
 
@@ -38,16 +39,16 @@ def migrate(lake: Lake, recipe: Recipe) -> bool:
     if lake.format >= FORMAT_VERSION:
         return numbered
     for old_hash, told in _format_1_recipes(lake, recipe).items():
-        where = f"recipe = '{old_hash}' AND op IS NULL"
+        where = f"{equals('recipe', old_hash)} AND op IS NULL"
         for entry in told.ops:
             if entry_name(entry) == "detect":
                 _adopt_boxes(lake, where, entry)
             elif entry_name(entry) == "track":
                 _adopt_tracks(lake, where, entry)
         for table in ("ledger", "quarantine"):
-            lake.update(table, {"recipe": f"'{told.hash}'"}, where)
+            lake.update(table, {"recipe": literal(told.hash)}, where)
     for table, op in (("detections", "detect"), ("tracks", "track")):
-        lake.update(table, {"op": f"'{op}'"}, "op IS NULL")
+        lake.update(table, {"op": literal(op)}, "op IS NULL")
     for name in lake.list_files(FOLDER):  # of videos that are begun anew, since their keys are others now
         lake.remove_file(f"{FOLDER}/{name}")
     lake.put_format(FORMAT_VERSION)
@@ -145,7 +146,7 @@ def _adopt_tracks(lake: Lake, where: str, entry: Any) -> None:
     row = adopted_row("track", entry["track"])
     if op_keys(lake).get("track", {}).get("key") not in (None, row["key"]):
         return
-    done = settled_assets(lake, f"op = 'track' AND recipe = '{row['key']}'")
+    done = settled_assets(lake, f"op = 'track' AND {equals('recipe', row['key'])}")
     counts: Counter[str] = Counter()
     for batch in lake.scan("tracks", ["asset_id"]):
         counts.update(batch["asset_id"].to_pylist())

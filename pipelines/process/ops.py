@@ -14,6 +14,7 @@ from pipelines.lake import SCHEMAS, Lake
 from pipelines.lake.coverage import cover, covered
 from pipelines.lake.keys import op_keys, record_keys
 from pipelines.lake.schema import ERROR, facts_of, table_schema
+from pipelines.lake.sql import equals, literal
 from pipelines.process.recipe import Recipe, split_entry
 from vfm_ops.errors import UsageError
 from vfm_ops.op import Op, Resources, load_op
@@ -215,7 +216,7 @@ def _take_over(lake: Lake, one: PlannedOp, key: str) -> None:
     """Values of an older format, of which no more than the settings is known, count as those of the op."""
     if one.op.on_videos:
         for table in ("ledger", "quarantine"):
-            lake.update(table, {"recipe": f"'{one.key}'"}, f"recipe = '{key}' AND op = '{one.title}'")
+            lake.update(table, {"recipe": literal(one.key)}, f"{equals('recipe', key)} AND {equals('op', one.title)}")
     else:
         cover(lake, {one.key: one.title}, covered(lake, [key])[key], "migration")
 
@@ -230,7 +231,7 @@ def _same_facts(stored: pa.Field, field: pa.Field) -> bool:
 
 def forget_op(lake: Lake, key: Mapping[str, Any]) -> None:
     """Removes the values of an op, by its row of `keys`: what it covered first, so that a kill in between forgets nothing."""
-    decisions = [r["op_key"] for r in lake.read("dropped", ["op_key"], f"op = '{key['op']}'").to_pylist()]
+    decisions = [r["op_key"] for r in lake.read("dropped", ["op_key"], equals("op", key["op"])).to_pylist()]
     lake.delete("coverage", "key", {key["key"], *filter(None, decisions)})
     if key["table"] and lake.dataset(key["table"]) is not None:
         lake.delete(key["table"], "op", [key["op"]])
@@ -267,7 +268,7 @@ def forget_errors_in(lake: Lake, columns: list[str]) -> int:
     go, too: they are found again."""
     if not columns or ERROR.name not in lake.schema("frames").names:
         return 0
-    told = " OR ".join(f"{ERROR.name} LIKE '%\"{name}\"%'" for name in columns)
+    told = " OR ".join(f"contains({ERROR.name}, {literal(json.dumps(name))})" for name in columns)
     return lake.update("frames", {ERROR.name: "NULL"}, told)
 
 

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.lake import Lake, Work, pending_assets, quarantined_assets
+from pipelines.lake.sql import literal
 from pipelines.process.units import cut_units
 
 
@@ -16,7 +17,7 @@ def assets_left(lake: Lake, work: Work, run_id: str, retry: bool) -> Iterator[pa
     if not retry:
         yield from pending_assets(lake, work)
         return
-    untried = lake.read("quarantine", ["asset_id"], filter=f"{work.where} AND run_id <> '{run_id}'")["asset_id"]
+    untried = lake.read("quarantine", ["asset_id"], filter=f"{work.where} AND run_id <> {literal(run_id)}")["asset_id"]
     for batch in quarantined_assets(lake, work):
         if (rows := batch.filter(pc.is_in(batch["asset_id"], value_set=untried.combine_chunks()))).num_rows:
             yield rows

@@ -21,6 +21,7 @@ import pyarrow as pa
 from pipelines.lake import SCHEMAS, Lake, Lease, StoreError, Work, new_run_id, sweep
 from pipelines.lake.coverage import FOLD_SURPLUS, assets_in, covered, fold_coverage
 from pipelines.lake.schema import facts_of
+from pipelines.lake.sql import equals, literal
 from pipelines.process.backfill import fill_values
 from pipelines.process.commit import Committer, Progress
 from pipelines.process.failures import Failures, give_up
@@ -160,8 +161,7 @@ class _Run:
         )
 
     def _work(self, key: str, op: str | None = None, decoded: str = "") -> Work:
-        same = "op IS NULL" if op is None else f"op = '{op}'"
-        other = f"recipe <> '{key}' AND {same}"
+        other = f"recipe <> {literal(key)} AND {equals('op', op)}"
         replaces = self.retry or any(self.lake.count(t, filter=other) for t in ("ledger", "quarantine"))
         return Work(key, op, decoded, replaces)
 

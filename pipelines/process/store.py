@@ -15,6 +15,7 @@ from typing import Any
 
 from pipelines.lake import Lake, StoreError
 from pipelines.lake import lake as stores
+from pipelines.lake.sql import literal
 from pipelines.sources import RowReader, media_source
 from vfm_ops.errors import MediaError
 
@@ -80,8 +81,7 @@ class Doubt:
         """Other objects of that store: those read last, then any that the lake knows."""
         read = [json.loads(outcome)["source"] for outcome in self._well_read]
         read = [other for other in read if store_of(other["uri"]) == store and other["uri"] != asset["uri"]]
-        own = asset["uri"].replace("'", "''")
-        only = f"starts_with(uri, '{store.replace(chr(39), chr(39) * 2)}/') AND uri <> '{own}'"
+        only = f"starts_with(uri, {literal(store + '/')}) AND uri <> {literal(asset['uri'])}"
         return read + self.lake.read("assets", SOURCE_COLUMNS, filter=only, limit=WITNESSES).to_pylist()
 
 

@@ -18,6 +18,7 @@ import pyarrow as pa
 from pipelines.lake import Lake
 from pipelines.lake.journal import Journal
 from pipelines.lake.schema import table_schema
+from pipelines.lake.sql import equals
 from pipelines.process.frames import Outcome, closing_rows, stored_size
 from pipelines.process.ops import PlannedOp
 from pipelines.process.recipe import Recipe
@@ -88,7 +89,7 @@ class RunOnVideos:
 
     def _shots(self, asset_id: str) -> tuple[VideoShot, ...]:
         names = [field.name for field in fields(VideoShot)]
-        rows = self.lake.read("shots", names, f"asset_id = '{asset_id}'").to_pylist()
+        rows = self.lake.read("shots", names, equals("asset_id", asset_id)).to_pylist()
         return tuple(sorted((VideoShot(**row) for row in rows), key=lambda shot: shot.start_frame))
 
     def _frames(self, frames: Iterable[Frame], cuts: frozenset[int]) -> Iterator[VideoFrame]:

@@ -13,6 +13,7 @@ import cv2
 
 from pipelines.lake import Lake
 from pipelines.lake.ledger import of_decoding
+from pipelines.lake.sql import equals, one_of
 from pipelines.reporting.names import AssetNames
 from pipelines.sources import RowReader, media_source
 from vfm_ops.errors import MediaError, UsageError
@@ -106,7 +107,7 @@ def _write_frames(lake: Lake, asset_id: str, folder: Path, size: tuple[int, int]
 
 def video_frames(lake: Lake, asset_id: str) -> Iterator[Any]:
     """Every frame of a video, decoded from its source: uint8 RGB (H, W, 3), in order. MediaError when it can't be."""
-    asset = lake.read("assets", filter=f"asset_id = '{asset_id}'").to_pylist()[0]
+    asset = lake.read("assets", filter=equals("asset_id", asset_id)).to_pylist()[0]
     source = media_source(asset, RowReader())
     with Sandbox(DecodeSettings(jpeg=False, pixels=True)) as sandbox:
         for frame in sandbox.frames(source, None, sandbox.probe(source)):
@@ -170,7 +171,7 @@ def track_rows(lake: Lake) -> Iterator[Row]:
 
 def tracks_of(lake: Lake, asset_id: str) -> list[Row]:
     """Tracks of one video, in order of frames."""
-    found = lake.read("tracks", filter=f"asset_id = '{asset_id}'").to_pylist()
+    found = lake.read("tracks", filter=equals("asset_id", asset_id)).to_pylist()
     return sorted(found, key=lambda r: (r["frame_index"], r["track_id"]))
 
 
@@ -181,9 +182,8 @@ def detections_of(lake: Lake, frame_id: str) -> list[Mapping[str, Any]]:
 
 def _detections_of_each(lake: Lake, frame_ids: list[str]) -> dict[str, list[Row]]:
     """frame_id -> its detections, best first."""
-    listed = ", ".join(f"'{i}'" for i in frame_ids)
     found: dict[str, list[Row]] = {}
-    for row in sorted(rows(lake, "detections", None, f"frame_id IN ({listed})"), key=lambda r: -r["score"]):
+    for row in sorted(rows(lake, "detections", None, one_of("frame_id", frame_ids)), key=lambda r: -r["score"]):
         found.setdefault(row["frame_id"], []).append(row)
     return found
 

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from pipelines.curation.selections import Manifest, kept_frames, open_selection
 from pipelines.curation.vectors import list_values
 from pipelines.lake import Lake
+from pipelines.lake.sql import equals
 from pipelines.reporting.diff import EXAMPLES, ROW_KEYS, Side
 from pipelines.reporting.value_hashes import value_hashes
 from vfm_ops.curate.blocks import local_map
@@ -113,7 +114,7 @@ def read_items(side: Side, name: str, kinds: list[str]) -> Items:
     dataset = side.dataset
     machine = "kind" in side.schema.names
     columns = ["frame_id", "kept", "reason", *(["kind"] if machine else [])]
-    where = f"selection = '{name.replace(chr(39), chr(39) * 2)}'"
+    where = equals("selection", name)
     parts = [(np.zeros(0, np.uint64), np.zeros(0, np.int64), np.zeros(0, bool), np.zeros(0, np.int32))]
     for batch in dataset.scanner(columns=columns, filter=where, with_row_id=True).to_batches():
         kept = pc.fill_null(batch["kept"], True)

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from pipelines.lake import Lake
+from pipelines.lake.sql import equals
 from vfm_ops.errors import UsageError
 
 BEFORE = "before:"  # before:RUN_ID, the state that a run began from
@@ -61,8 +62,7 @@ def before_last_run(lake: Lake) -> str:
 def _moment_of_run(lake: Lake, name: str) -> datetime | None:
     """When a run ended, or with `before:` when it began; None where no run has that id."""
     run_id = name.removeprefix(BEFORE)
-    quoted = run_id.replace("'", "''")
-    rows = lake.read("runs", ["started_at", "ended_at"], filter=f"run_id = '{quoted}'").to_pylist()
+    rows = lake.read("runs", ["started_at", "ended_at"], filter=equals("run_id", run_id)).to_pylist()
     if not rows:
         if name.startswith(BEFORE):
             raise UsageError(f"{lake.root} has no run {run_id!r}; vfm report --lake {lake.root} lists the last ones")

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 
 from pipelines.curation.items import QUALITY, Items
 from pipelines.lake import Lake
+from pipelines.lake.sql import one_of
 from pipelines.reporting.pictures import Thumbnails
 
 COUNTED = ("assets", "shots", "frames", "detections", "tracks", "quarantine")
@@ -117,8 +118,7 @@ def _middle(items: Items, frames: np.ndarray, shot: dict[str, Any]) -> int:
 
 
 def _asset_names(lake: Lake, asset_ids: list[str]) -> dict[str, str]:
-    listed = ", ".join(f"'{i}'" for i in asset_ids)
-    rows = lake.read("assets", ["asset_id", "uri", "member"], filter=f"asset_id IN ({listed})").to_pylist()
+    rows = lake.read("assets", ["asset_id", "uri", "member"], filter=one_of("asset_id", asset_ids)).to_pylist()
     return {r["asset_id"]: Path(r["member"] or r["uri"]).name for r in rows}
 
 

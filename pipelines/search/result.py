@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from pipelines.lake import Lake
 from pipelines.lake.html import table_html, thumbnail_html
+from pipelines.lake.sql import equals, one_of
 from pipelines.search.columns import Column
 from pipelines.sources import RowReader, media_source
 from vfm_ops.errors import MediaError
@@ -96,8 +97,7 @@ def hit_pictures(lake: Lake, hits: pa.Table) -> list[np.ndarray]:
     ids = hits["frame_id"].to_pylist()
     if not ids:
         return []
-    listed = ", ".join("'" + i.replace("'", "''") + "'" for i in ids)
-    rows = lake.read("frames", ["frame_id", "jpeg"], filter=f"frame_id IN ({listed})").to_pylist()
+    rows = lake.read("frames", ["frame_id", "jpeg"], filter=one_of("frame_id", ids)).to_pylist()
     stored = {row["frame_id"]: row["jpeg"] for row in rows}
     reader = RowReader()
     return [_picture(lake, hit, stored.get(hit["frame_id"]), reader) for hit in hits.to_pylist()]
@@ -106,7 +106,9 @@ def hit_pictures(lake: Lake, hits: pa.Table) -> list[np.ndarray]:
 def _picture(lake: Lake, hit: dict[str, Any], jpeg: bytes | None, reader: RowReader) -> np.ndarray:
     try:
         if jpeg is None and hit["media_type"] == "image":
-            row = lake.read("assets", [*ASSET_COLUMNS, "etag"], filter=f"asset_id = '{hit['asset_id']}'").to_pylist()[0]
+            row = lake.read("assets", [*ASSET_COLUMNS, "etag"], filter=equals("asset_id", hit["asset_id"])).to_pylist()[
+                0
+            ]
             jpeg = media_source(row, reader).read(Limits().max_image_bytes)
         if jpeg is not None:
             return decode_image(jpeg, Limits(), hit["frame_id"])

@@ -19,6 +19,7 @@ from pipelines.lake import Lake
 from pipelines.lake.filters import SplitFilter, split_filter
 from pipelines.lake.query import SCORE, check_filter, frame_vector, nearest_frames
 from pipelines.lake.schema import SCHEMAS
+from pipelines.lake.sql import one_of
 from pipelines.search.columns import Column, current_first, embedding_columns, has_text_tower, load_same
 from pipelines.search.result import ASSET_COLUMNS, FRAME_COLUMNS, SearchResult
 from vfm_ops.errors import MediaError, UsageError, WeightsUnavailable
@@ -178,8 +179,7 @@ def _nearest(lake: Lake, column: str, vector: np.ndarray, k: int, split: SplitFi
     batches = list(lake.scan("assets", ["asset_id"], filter=split.assets))
     ids = pa.concat_arrays([b["asset_id"] for b in batches]) if batches else pa.array([], pa.string())
     if len(ids) <= MOST_LISTED_ASSETS:
-        listed = ", ".join(f"'{i}'" for i in ids.to_pylist()) or "''"
-        condition = f"asset_id IN ({listed})"
+        condition = one_of("asset_id", ids.to_pylist())
         return find(k, f"({split.frames}) AND {condition}" if split.frames else condition)
     return _filtered_afterwards(lambda count: find(count, split.frames), k, ids)
 
@@ -200,8 +200,7 @@ def with_assets(lake: Lake, hits: pa.Table) -> pa.Table:
     ids = sorted(set(hits["asset_id"].to_pylist()))
     owners: dict[str, dict[str, Any]] = {}
     if ids:
-        listed = ", ".join(f"'{i}'" for i in ids)
-        rows = lake.read("assets", ASSET_COLUMNS, filter=f"asset_id IN ({listed})").to_pylist()
+        rows = lake.read("assets", ASSET_COLUMNS, filter=one_of("asset_id", ids)).to_pylist()
         owners = {row["asset_id"]: row for row in rows}
     for name in ("uri", "member", "media_type"):
         values = [owners.get(i, {}).get(name) for i in hits["asset_id"].to_pylist()]

@@ -15,6 +15,7 @@ from jobs.serve.context import SNIFFED, Context, mime_of, without_path
 from jobs.serve.problems import Problem
 from jobs.serve.routes.search import file_name
 from pipelines.lake.ledger import of_decoding
+from pipelines.lake.sql import equals
 from vfm_ops.errors import MediaError
 
 CHUNK = 1 << 18
@@ -148,8 +149,8 @@ def _details(context: Context, frame_id: str) -> dict[str, Any]:
         "assets", "asset_id", row["asset_id"], ["asset_id", "uri", "member", "media_type", "caption", "label"]
     )
     wanted = ["detection_id", "model", "prompt", "label", "score", "box"]
-    detections = context.lake.read("detections", wanted, filter=f"frame_id = '{frame_id}'").to_pylist()
-    passing = f"asset_id = '{row['asset_id']}' AND frame_index = {row['frame_index']}"
+    detections = context.lake.read("detections", wanted, filter=equals("frame_id", frame_id)).to_pylist()
+    passing = f"{equals('asset_id', row['asset_id'])} AND {equals('frame_index', row['frame_index'])}"
     tracks = context.lake.read("tracks", ["track_id", "label", "box", "mask", "score", "visible"], filter=passing)
     return {
         **row,
@@ -165,7 +166,7 @@ def _details(context: Context, frame_id: str) -> dict[str, Any]:
 def _asset_details(context: Context, asset_id: str) -> dict[str, Any]:
     columns = ["asset_id", "uri", "member", "media_type", "size", "caption", "label"]
     row = context.row("assets", "asset_id", asset_id, columns)
-    own = f"asset_id = '{asset_id}'"
+    own = equals("asset_id", asset_id)
     decoded = " AND ".join(filter(None, (own, of_decoding(context.lake))))
     probe = context.lake.read("ledger", ["probe"], filter=decoded).to_pylist()
     shots = context.lake.read("shots", ["shot_id", "start_frame", "end_frame", "start_s", "end_s", "score"], filter=own)
@@ -185,7 +186,7 @@ def _asset_details(context: Context, asset_id: str) -> dict[str, Any]:
 
 def _tracks(context: Context, asset_id: str, limit: int) -> tuple[list[dict[str, Any]], int]:
     context.row("assets", "asset_id", asset_id, ["asset_id"])
-    rows = context.lake.read("tracks", _TRACK_COLUMNS, filter=f"asset_id = '{asset_id}'")
+    rows = context.lake.read("tracks", _TRACK_COLUMNS, filter=equals("asset_id", asset_id))
     first = rows.sort_by([("frame_index", "ascending"), ("track_id", "ascending")]).slice(0, limit)
     ordered = first.sort_by([("track_id", "ascending"), ("frame_index", "ascending")])
     return ordered.to_pylist(), rows.num_rows

@@ -17,6 +17,7 @@ from jobs.serve.routes.schemas import Hit, Page, SearchRequest
 from jobs.serve.safety import restricted_filter
 from pipelines.lake import Lake
 from pipelines.lake.query import SCORE
+from pipelines.lake.sql import equals, one_of
 from pipelines.search.run import (
     FRAME_COLUMNS,
     MOST_LISTED_ASSETS,
@@ -92,14 +93,13 @@ def _condition(lake: Lake, where: str | None, asset_id: str | None) -> tuple[str
     split = checked_split(lake, where)
     parts = [f"({split.frames})"] if split.frames else []
     if asset_id is not None:
-        parts.append(f"asset_id = '{asset_id}'")
+        parts.append(equals("asset_id", asset_id))
     owners = None
     if split.assets is not None:
         batches = list(lake.scan("assets", ["asset_id"], filter=split.assets))
         owners = pa.concat_arrays([b["asset_id"] for b in batches]) if batches else pa.array([], pa.string())
         if len(owners) <= MOST_LISTED_ASSETS:
-            listed = ", ".join(f"'{i}'" for i in owners.to_pylist()) or "''"
-            parts.append(f"asset_id IN ({listed})")
+            parts.append(one_of("asset_id", owners.to_pylist()))
             owners = None
     return " AND ".join(parts) or None, owners
 
