@@ -9,24 +9,27 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import yaml
 
 from pipelines.lake import SCHEMAS, Lake
-from pipelines.lake.coverage import asset_numbers, cover, settled_assets
+from pipelines.lake.coverage import AssetSet, asset_numbers, cover, settled_assets
 from pipelines.lake.journal import FOLDER
 from pipelines.lake.keys import op_keys, record_keys
-from pipelines.lake.numbers import number_assets
+from pipelines.lake.numbers import id_hashes, number_assets
 from pipelines.lake.schema import FORMAT_VERSION
 from pipelines.lake.sql import equals, literal
 from pipelines.process.recipe import Recipe, entry_name
 from vfm_ops.op import find_op
 
 COUNT = pa.field("detections_count", pa.int32(), metadata={"op": "detect", "reads": "pictures"})
+FRAMES_AT_ONCE = 1 << 22  # whose boxes are counted in one scan of all boxes: some 32 bytes each
 
 
 def migrate(lake: Lake, recipe: Recipe) -> bool:
@@ -124,21 +127,48 @@ def _adopt_boxes(lake: Lake, where: str, entry: Any) -> None:
     assets = settled_assets(lake, where)
     for table in ("frames", "dropped"):
         lake.ensure(table, [COUNT])
-    counts: Counter[str] = Counter()
-    for batch in lake.scan("detections", ["frame_id"]):
-        counts.update(batch["frame_id"].to_pylist())
-    for fragment in [f.fragment_id for f in lake.table("frames").get_fragments()]:
-        ids, values = [], []
-        for batch in lake.scan_fragment("frames", fragment, ["frame_id", "asset_no"], 65536, f"{COUNT.name} IS NULL"):
-            chosen = assets.contains(asset_numbers(batch["asset_no"]))
-            kept = batch.filter(pa.array(chosen))
-            ids += kept["_rowid"].to_pylist()
-            values += [counts[i] for i in kept["frame_id"].to_pylist()]
-        if ids:
-            columns = {"_rowid": pa.array(ids, pa.uint64()), COUNT.name: pa.array(values, pa.int32())}
-            lake.commit_columns("frames", lake.write_columns("frames", fragment, pa.table(columns)))
+    for part in _uncounted(lake, assets):
+        counts = _boxes_of(lake, np.concatenate([hashes for _, _, hashes in part]))
+        for fragment, row_ids, _ in part:
+            own, counts = np.split(counts, [len(row_ids)])
+            columns = pa.table({"_rowid": pa.array(row_ids, pa.uint64()), COUNT.name: pa.array(own, pa.int32())})
+            lake.commit_columns("frames", lake.write_columns("frames", fragment, columns))
     record_keys(lake, [row])
     cover(lake, {row["key"]: "detect"}, assets, "migration")
+
+
+Uncounted = list[tuple[int, np.ndarray, np.ndarray]]
+
+
+def _uncounted(lake: Lake, assets: AssetSet) -> Iterator[Uncounted]:
+    """Frames of some assets whose boxes were not counted yet, about FRAMES_AT_ONCE together: of each fragment its id, row ids
+    (uint64), and hashes of the frame ids (int64)."""
+    part: Uncounted = []
+    for fragment in [f.fragment_id for f in lake.table("frames").get_fragments()]:
+        row_ids, hashes = [np.empty(0, np.uint64)], [np.empty(0, np.int64)]
+        for batch in lake.scan_fragment("frames", fragment, ["frame_id", "asset_no"], 65536, f"{COUNT.name} IS NULL"):
+            kept = batch.filter(pa.array(assets.contains(asset_numbers(batch["asset_no"]))))
+            row_ids.append(kept["_rowid"].to_numpy())
+            hashes.append(id_hashes(kept["frame_id"]))
+        rows = np.concatenate(row_ids)
+        if len(rows):
+            part.append((fragment, rows, np.concatenate(hashes)))
+        if sum(len(rows) for _, rows, _ in part) >= FRAMES_AT_ONCE:
+            yield part
+            part = []
+    if part:
+        yield part
+
+
+def _boxes_of(lake: Lake, hashes: np.ndarray) -> np.ndarray:
+    """How many boxes each of some frames has, int64 (N,), by one scan of all boxes. hashes: of frame ids, int64 (N,)."""
+    known, place = np.unique(hashes, return_inverse=True)
+    counts = np.zeros(len(known), np.int64)
+    for batch in lake.scan("detections", ["frame_id"]):
+        found = id_hashes(batch["frame_id"])
+        at = np.minimum(np.searchsorted(known, found), len(known) - 1)
+        np.add.at(counts, at[known[at] == found], 1)
+    return counts[place]
 
 
 def _adopt_tracks(lake: Lake, where: str, entry: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 
@@ -93,6 +94,23 @@ def test_what_format_1_has_computed_is_not_computed_again(old, monkeypatch):
     assert old.format == 2
     assert boxes >= old.count("detections", "op = 'detect'") > 0
     assert tracks >= old.count("tracks", "op = 'track'") > 0
+
+
+@pytest.mark.parametrize("at_once", [1, 7, 1 << 22])
+def test_boxes_are_counted_frame_by_frame_however_many_frames_are_held_at_once(old, monkeypatch, at_once):
+    monkeypatch.setattr(lease, "EXPIRES_S", 0.4)
+    monkeypatch.setattr("pipelines.process.migrate.FRAMES_AT_ONCE", at_once)
+    want = Counter(old.read("detections", ["frame_id"])["frame_id"].to_pylist())
+    with Lease(old, "migration"):
+        for table in SCHEMAS:
+            old.ensure(table)
+        migrate(old, Recipe.model_validate(RECIPE))
+    settled = set(old.read("ledger", ["asset_id"])["asset_id"].to_pylist())
+    found = old.read("frames", ["asset_id", "frame_id", "detections_count"]).to_pylist()
+    assert sum(want.values()) > 7
+    for row in found:
+        if row["asset_id"] in settled:
+            assert row["detections_count"] == want[row["frame_id"]]
 
 
 @pytest.mark.parametrize("step", range(1, 25, 6))
