@@ -116,13 +116,12 @@ def _verify_op_tables(lake: Lake, report: LakeReport) -> None:
         table = key["table"]
         if not table or lake.dataset(table) is None:
             continue
-        if key["unit"] != "frame":
-            found = _rows_of(lake, (table,), equals("op", title))
-            rows = lake.read("ledger", ["asset_id", "run_key", "rows"], equals("op", title)).to_pylist()
-            _verify_counts(table, found, {(r["asset_id"], r["run_key"]): r["rows"] or 0 for r in rows}, report)
-            continue
         if key["unit"] == "frame":
             _verify_rows(lake, title, key, report)
+            continue
+        found = _rows_of(lake, (table,), equals("op", title))
+        rows = lake.read("ledger", ["asset_id", "run_key", "rows"], equals("op", title)).to_pylist()
+        _verify_counts(table, found, {(r["asset_id"], r["run_key"]): r["rows"] or 0 for r in rows}, report)
 
 
 def _verify_rows(lake: Lake, title: str, key: dict[str, Any], report: LakeReport) -> None:
