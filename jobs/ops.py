@@ -13,7 +13,7 @@ from jobs.cli import run
 
 def command(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> int:
     """Lists the ops. One of a user's own is named as package.module:Name."""
-    from vfm_ops.op import find_op, known_ops
+    from vfm_ops.op_registry import find_op, known_ops
 
     cards = [op_card(name, where, find_op(name)) for name, where in sorted(known_ops().items())]
     print(json.dumps(cards) if as_json else "\n".join(_lines(card) for card in cards))

@@ -33,7 +33,7 @@ def command(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON line a picture.")] = False,
 ) -> int:
     """Shows what an op gives for each picture, and what it drops. Exit code 1 where it, or a picture, failed."""
-    from vfm_ops.op import load_op
+    from vfm_ops.op_registry import load_op
 
     if bool(pictures) == bool(lake):
         raise UsageError("name image files, or a lake with --lake: one of the two")

@@ -26,7 +26,7 @@ from pipelines.lake.numbers import id_hashes, number_assets
 from pipelines.lake.schema import FORMAT_VERSION
 from pipelines.lake.sql import equals, literal
 from pipelines.process.recipe import Recipe, entry_name
-from vfm_ops.op import find_op
+from vfm_ops.op_registry import find_op
 
 COUNT = pa.field("detections_count", pa.int32(), metadata={"op": "detect", "reads": "pictures"})
 FRAMES_AT_ONCE = 1 << 22  # whose boxes are counted in one scan of all boxes: some 32 bytes each

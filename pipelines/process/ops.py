@@ -17,7 +17,8 @@ from pipelines.lake.schema import ERROR, facts_of, table_schema
 from pipelines.lake.sql import equals, literal
 from pipelines.process.recipe import Recipe, split_entry
 from vfm_ops.errors import UsageError
-from vfm_ops.op import Op, Resources, load_op
+from vfm_ops.op import Op, Resources
+from vfm_ops.op_registry import load_op
 
 # Of format 1, which did not say what they are of: whoever asks for these ops takes the values that are there.
 _ADOPTED = ("phash", "quality")

@@ -15,7 +15,7 @@ import vfm_ops.op
 from pipelines.settings import parse_override, put_override, read_settings, validate
 from vfm_ops.errors import UsageError, VfmError
 from vfm_ops.media.limits import Limits
-from vfm_ops.op import find_op, known_ops, parse_entry
+from vfm_ops.op_registry import find_op, known_ops, parse_entry
 
 DEFAULT_OPS = ("quality", "phash")
 

@@ -12,11 +12,13 @@ import pyarrow as pa
 import pytest
 
 from vfm_ops import op as contract
+from vfm_ops import op_registry
 from vfm_ops.errors import UsageError
 from vfm_ops.media.phash import phash
 from vfm_ops.media.quality import frame_quality, quality_gray
 from vfm_ops.media.view import View
-from vfm_ops.op import Op, OpError, known_ops, load_op, op
+from vfm_ops.op import Op, OpError, op
+from vfm_ops.op_registry import known_ops, load_op
 
 
 @op(adds={"brightness": pa.float32()}, needs=View(8))
@@ -131,11 +133,11 @@ class Broken(Op):
 
 
 def test_ops_of_packages_are_found_by_their_entry_points(monkeypatch):
-    point = EntryPoint("bright", "tests.vfm_ops.test_op:brightness", contract.ENTRY_POINTS)
-    monkeypatch.setattr(contract, "entry_points", lambda group: [point])
+    point = EntryPoint("bright", "tests.vfm_ops.test_op:brightness", op_registry.ENTRY_POINTS)
+    monkeypatch.setattr(op_registry, "entry_points", lambda group: [point])
     assert load_op("bright") is brightness
     assert {"quality", "phash", "embed", "bright"} <= known_ops().keys()
-    monkeypatch.setattr(contract, "entry_points", lambda group: [EntryPoint("phash", "other:Op", group)])
+    monkeypatch.setattr(op_registry, "entry_points", lambda group: [EntryPoint("phash", "other:Op", group)])
     with pytest.raises(UsageError, match="two ops are named phash"):
         known_ops()
 
@@ -161,14 +163,14 @@ def test_each_built_in_ops_settings_are_its_own_modules_alone():
     root = Path(contract.__file__).parents[1]
     for where in known_ops().values():
         module = where.split(":")[0]
-        if module.startswith(contract.BUILT_IN):
+        if module.startswith(op_registry.BUILT_IN):
             settings = load_class(where).Settings.__name__
             users = [f for f in (root / "vfm_ops").rglob("*.py") if f"import {settings}" in f.read_text()]
             assert users == []
 
 
 def load_class(where: str):
-    return contract.find_op(where)
+    return op_registry.find_op(where)
 
 
 @op(table=contract.Table("rows", {"row": pa.int32()}))
