@@ -11,13 +11,17 @@ import typer
 
 from jobs.cli import run
 from pipelines.lake import Lake
-from pipelines.lake.maintenance import KINDS, IndexReport, maintain
+from pipelines.lake.indices import KINDS, WANTED_RECALL, IndexReport
+from pipelines.lake.maintenance import maintain
 
 
 def command(
     lake: Annotated[str, typer.Option(help="Directory or object-store prefix of the lake.")],
     model: Annotated[list[str] | None, typer.Option(help="Model spec whose embeddings to index; all of them.")] = None,
     kind: Annotated[str, typer.Option(help=f"Vector index: {', '.join(KINDS)}.")] = "auto",
+    recall: Annotated[
+        float, typer.Option(min=0.5, max=1.0, help="Of the ten nearest, the share that a search has to find.")
+    ] = WANTED_RECALL,
     compact: Annotated[bool, typer.Option(help="Merge small fragments first.")] = True,
     keep_days: Annotated[float, typer.Option(help="Days that old versions are kept; below zero keeps all.")] = 7.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
@@ -27,7 +31,7 @@ def command(
     connect_ray()
     columns = [column for name in model or [] for column in columns_of(target, name)] or None
     keep = timedelta(days=keep_days) if keep_days >= 0 else None
-    report = maintain(target, columns=columns, kind=kind, compact=compact, keep=keep)  # type: ignore[arg-type]
+    report = maintain(target, columns=columns, kind=kind, recall=recall, compact=compact, keep=keep)  # type: ignore[arg-type]
     if as_json:
         print(json.dumps(report.as_dict()))
         return 0
@@ -58,10 +62,16 @@ def connect_ray() -> None:
 
 
 def _line(index: IndexReport) -> str:
+    tried = "".join(
+        f"\n  {'took' if t.kind == index.kind else 'tried'} {t.kind}: {t.p50_ms:.1f} ms, recall@10 {t.recall:.3f}, "
+        f"built in {t.seconds:.1f} s"
+        for t in index.tried
+    )
+    tried = f"; on {index.tried_rows} of them:{tried}" if tried else ""
     if index.built == "exact":
-        return f"{index.table}.{index.column}: {index.rows} vectors, scanned exactly"
-    recall = f", recall@10 {index.recall:.3f}" if index.recall is not None else ""
-    return f"{index.table}.{index.column}: {index.kind} {index.built}, {index.rows} rows{recall}, {index.seconds:.1f} s"
+        return f"{index.table}.{index.column}: {index.rows} vectors, scanned exactly{tried}"
+    recall = f", {index.p50_ms:.1f} ms a search, recall@10 {index.recall:.3f}" if index.recall is not None else ""
+    return f"{index.table}.{index.column}: {index.kind} {index.built}, {index.rows} rows{recall}, {index.seconds:.1f} s{tried}"
 
 
 if __name__ == "__main__":

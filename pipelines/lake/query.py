@@ -22,6 +22,10 @@ import lance  # noqa: E402
 
 # Where index building leaves the probing that reached its recall, in the table's own configuration.
 TUNING = "vfm.search."
+# And how many vectors there were when its kind was chosen, with what was tried.
+CHOICE = "vfm.index."
+# So few rows that a filter leaves are scanned.
+FEW_ROWS = 20_000
 SCORE = "score"
 
 
@@ -31,6 +35,11 @@ def open_table(uri: str) -> Any:
         return lance.dataset(uri)
     except (ValueError, OSError) as e:
         raise UsageError(f"{uri} is no Lance table: {str(e).split(chr(10))[0][:200]}") from e
+
+
+def write_table(uri: str, rows: pa.Table) -> Any:
+    """A Lance table of its own, outside any lake. Returns it, open."""
+    return lance.write_dataset(rows, uri)
 
 
 def nearest_frames(
@@ -46,9 +55,14 @@ def nearest_frames(
         return pa.table({name: [] for name in [*columns, SCORE]})
     unit = np.asarray(vector, np.float32)
     unit = unit / max(float(np.linalg.norm(unit)), 1e-12)
-    nearest = {"column": column, "q": unit, "k": k, "metric": "cosine", "use_index": not exact}
-    if not exact:
-        nearest |= probing_for(search_tuning(dataset, column), k)
+    nearest: dict[str, Any] = {"column": column, "q": unit, "k": k, "metric": "cosine", "use_index": not exact}
+    tuned = {} if exact else search_tuning(dataset, column)
+    if tuned and where:
+        with filter_errors("frames", where):
+            left = dataset.count_rows(filter=bounded(where))
+        nearest["use_index"] = left > FEW_ROWS
+        tuned = widened(tuned, dataset.count_rows() / max(left, 1))
+    nearest |= probing_for(tuned, k)
     # Rows without a vector need no filter: Lance leaves them out, and a filter on the column would read all its vectors.
     wanted = [*dict.fromkeys(columns), "_distance"]
     with filter_errors("frames", where):
@@ -85,6 +99,11 @@ def search_tuning(dataset: Any, column: str) -> dict[str, int]:
     """How the index of a column is probed (nprobes, refine_factor, ef), as index building measured; {} without an index."""
     stored = dataset.config().get(TUNING + column)
     return json.loads(stored) if stored else {}
+
+
+def widened(tuned: dict[str, int], factor: float) -> dict[str, int]:
+    """Stored probing for a search under a filter that leaves one row of `factor`: its nearest lie that much farther out."""
+    return {name: n if name == "refine_factor" else int(np.ceil(n * min(factor, 16.0))) for name, n in tuned.items()}
 
 
 def probing_for(tuned: dict[str, int], k: int) -> dict[str, int]:

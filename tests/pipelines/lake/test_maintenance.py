@@ -10,16 +10,8 @@ import pyarrow as pa
 import pytest
 
 from pipelines.lake import SCHEMAS, Lake, Lease, embedding_column, embedding_field
-from pipelines.lake.maintenance import (
-    KINDS,
-    choose_kind,
-    compact_table,
-    forget_versions,
-    index_scalar,
-    index_vectors,
-    maintain,
-    ray_is_running,
-)
+from pipelines.lake.indices import KINDS, Trial, index_scalar, index_vectors, ray_is_running, try_kinds
+from pipelines.lake.maintenance import compact_table, forget_versions, maintain
 from pipelines.lake.query import exact_scores, nearest_frames
 from vfm_ops.errors import UsageError
 
@@ -140,14 +132,44 @@ def test_versions_younger_than_asked_are_kept(lake):
     assert len(lake.dataset("frames").versions()) == 1
 
 
-def test_small_tables_are_scanned_large_ones_indexed():
-    assert [choose_kind(n) for n in (0, 9_999, 10_000, 1_000_000, 50_000_000)] == [
-        "exact",
-        "exact",
-        "ivf_flat",
-        "ivf_flat",
-        "ivf_hnsw_sq",
-    ]
+def test_the_kind_is_the_fastest_that_reaches_the_recall_and_is_chosen_again_as_the_lake_grows(lake, monkeypatch):
+    assert index_vectors(lake, COLUMN).built == "exact", "few are scanned"
+    monkeypatch.setattr("pipelines.lake.indices.EXACT_ROWS", 1000)
+    tried = try_kinds(lake.dataset("frames"), COLUMN, 0.98)
+    assert [t.kind for t in tried] == ["exact", *KINDS[1:]]
+    assert tried[0].recall == 1.0
+    assert all(t.p50_ms > 0 and 0.5 < t.recall <= 1 for t in tried)
+
+    def at_speeds(**p50_ms: float):
+        return lambda *_: [Trial(kind, 1.0 if kind != "ivf_pq" else 0.9, p50_ms.get(kind, 9.0), 0.0) for kind in speeds]
+
+    speeds = ["exact", *KINDS[1:]]
+    monkeypatch.setattr("pipelines.lake.indices.try_kinds", at_speeds(ivf_pq=0.5, ivf_sq=1.0, exact=5.0))
+    report = index_vectors(lake, COLUMN)
+    assert (report.kind, report.built) == ("ivf_sq", "new"), "ivf_pq misses the recall"
+    monkeypatch.setattr("pipelines.lake.indices.try_kinds", at_speeds(ivf_flat=1.0, exact=5.0))
+    add_frames(lake, clustered(3000, seed=5), first=10_000)
+    assert (index_vectors(lake, COLUMN).kind, index_vectors(lake, COLUMN).built) == ("ivf_sq", "current")
+    add_frames(lake, clustered(8000, seed=6), first=20_000)
+    assert (index_vectors(lake, COLUMN).kind, index_vectors(lake, COLUMN).built) == ("ivf_flat", "current")
+    monkeypatch.setattr("pipelines.lake.indices.try_kinds", at_speeds(exact=0.1))
+    fresh = Lake.create(f"{lake.root}2")
+    add_frames(fresh, clustered(3000))
+    assert index_vectors(fresh, COLUMN).built == "exact", "a scan that is as fast needs no index"
+
+
+@pytest.mark.parametrize("kind", ["ivf_flat", "ivf_pq", "ivf_hnsw_sq"])
+@pytest.mark.parametrize("where", ["length(frame_id) = 2", "frame_id LIKE 'f1%'", "frame_id LIKE '%7'"])
+def test_a_filter_does_not_ruin_the_recall(lake, kind, where, monkeypatch):
+    monkeypatch.setattr("pipelines.lake.query.FEW_ROWS", 0)
+    index_vectors(lake, COLUMN, kind)
+    found = total = 0
+    for vector in clustered(30, seed=11).astype(np.float32):
+        exact, hits = (nearest_frames(lake, COLUMN, vector, 10, where, ["frame_id"], exact=e) for e in (True, False))
+        least = exact["score"].to_numpy().min() - 1e-3
+        found += int((hits["score"].to_numpy() >= least).sum())
+        total += exact.num_rows
+    assert found >= 0.95 * total
 
 
 def test_wrong_kinds_columns_and_busy_lakes_are_refused(lake):
@@ -160,7 +182,7 @@ def test_wrong_kinds_columns_and_busy_lakes_are_refused(lake):
 
 
 def test_a_running_ray_does_the_same_work(lake, ray_local, monkeypatch):
-    monkeypatch.setattr("pipelines.lake.maintenance.DISTRIBUTED_BYTES", 0)
+    monkeypatch.setattr("pipelines.lake.indices.DISTRIBUTED_BYTES", 0)
     rows = pa.Table.from_pylist([{"asset_id": f"a{i}", "uri": f"/x/{i}.jpg"} for i in range(20)], SCHEMAS["assets"])
     lake.append("assets", rows.slice(0, 10))
     lake.append("assets", rows.slice(10))

@@ -15,7 +15,7 @@ import pipelines.search.run as module
 import vfm_ops.embed
 from pipelines.lake import SCHEMAS, Lake, embedding_column, embedding_field, make_asset_id
 from pipelines.lake.filters import SplitFilter
-from pipelines.lake.maintenance import index_vectors
+from pipelines.lake.indices import index_vectors
 from pipelines.search import Query, SearchResult, hit_pictures, search
 from pipelines.search.run import FRAME_COLUMNS, nearest_hits
 from vfm_ops.errors import UsageError, WeightsUnavailable
