@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -83,14 +84,12 @@ class Track(op.VideoOp):
 
     def begin(self, video: op.Video) -> Any:
         """A tracker that has seen nothing."""
-        from vfm_ops.track.detect_then_track import DetectThenTrack, DetectTrackSettings
-        from vfm_ops.track.memory_bank import BankPolicy
-        from vfm_ops.track.tracker import TrackerSettings
+        from vfm_ops.track.detect_then_track import FOR_DETECTIONS, DetectThenTrack, DetectTrackSettings
 
         s = self.settings
         least = self.detector.detector.default_threshold if s.threshold is None else s.threshold
-        bank = TrackerSettings(bank=BankPolicy(max_prompted=4), max_objects=s.max_objects)
-        settings = DetectTrackSettings(s.detect_every, least, s.max_objects, tracker=bank)
+        tracker = replace(FOR_DETECTIONS, max_objects=s.max_objects)
+        settings = DetectTrackSettings(s.detect_every, least, s.max_objects, tracker=tracker)
         prompts = [p.strip() for p in s.prompts.split(".") if p.strip()]
         return DetectThenTrack(self.detector, self.network, prompts, settings)
 

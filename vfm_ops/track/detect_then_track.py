@@ -38,6 +38,12 @@ class BoxDetector(Protocol):
         ...
 
 
+# A detector never goes back, and its box is to replace a mask that drifted off, not to mend it.
+FOR_DETECTIONS = TrackerSettings(
+    bank=BankPolicy(max_prompted=4, history=0), corrections_are_prompts=False, feed_previous_masks=False
+)
+
+
 @dataclass(frozen=True)
 class DetectTrackSettings:
     """detect_every: frames from one key frame to the next. min_score: least score of a detection that starts a track.
@@ -53,7 +59,7 @@ class DetectTrackSettings:
     drift_iou: float = 0.5
     duplicate_iou: float = 0.8
     association: AssociationSettings = field(default_factory=AssociationSettings)
-    tracker: TrackerSettings = field(default_factory=lambda: TrackerSettings(bank=BankPolicy(max_prompted=4)))
+    tracker: TrackerSettings = FOR_DETECTIONS
 
     def __post_init__(self) -> None:
         if self.detect_every < 1 or self.max_tracks < 1:
@@ -66,7 +72,8 @@ class DetectTrackSettings:
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> DetectTrackSettings:
         """The settings whose `dataclasses.asdict` this is."""
-        tracker = dict(values["tracker"])
+        # Saved by a version that had no such setting, a state goes on as it began.
+        tracker = {"feed_previous_masks": False, **values["tracker"]}
         tracker["bank"] = BankPolicy(**tracker["bank"])
         association = AssociationSettings(**values["association"])
         return cls(**{**values, "association": association, "tracker": TrackerSettings(**tracker)})

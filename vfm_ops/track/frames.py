@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,6 +57,7 @@ class FrameMasks:
 
     logits_Nhw: float32 mask logits at a quarter of the model's input. object_logits_N: object score logits, positive
     where the object is on the frame. iou_N: predicted IoU of each mask. size: (height, width) of the frame.
+    non_overlap_masks: a pixel is of one object, the one with the highest logit.
     """
 
     frame_index: int
@@ -64,6 +66,7 @@ class FrameMasks:
     object_logits_N: Tensor
     iou_N: Tensor
     size: tuple[int, int]
+    non_overlap_masks: bool = False
 
     @property
     def visible(self) -> np.ndarray:
@@ -75,19 +78,39 @@ class FrameMasks:
         """float32 (N,) in 0-1: probability that the object is there, times the predicted IoU of its mask."""
         return (self.object_logits_N.sigmoid() * self.iou_N.clamp(0, 1)).cpu().numpy()
 
+    def logits(self, at_once: int = 16) -> Iterator[Tensor]:
+        """Mask logits on the frame (bilinear), float32 (n, height, width), at most `at_once` objects at a time.
+
+        Where masks must not overlap, those of all but the most certain object are at most -10 (as in SAM 2).
+        """
+        resized = (self._resized(start, at_once) for start in range(0, len(self.object_ids), at_once))
+        if not self.non_overlap_masks or len(self.object_ids) < 2:
+            yield from resized
+            return
+        owner, best = torch.zeros(self.size, dtype=torch.int64), torch.full(self.size, -torch.inf)
+        for k, full in enumerate(resized):
+            value, which = full.cpu().max(0)
+            owner = torch.where(value > best, which + k * at_once, owner)
+            best = torch.maximum(best, value)
+        for start in range(0, len(self.object_ids), at_once):
+            full = self._resized(start, at_once)
+            own = torch.arange(start, start + len(full))[:, None, None] == owner
+            yield torch.where(own.to(full.device), full, full.clamp(max=-10.0))
+
     def masks(self, at_once: int = 16) -> np.ndarray:
         """bool (N, height, width): logits resized to the frame (bilinear) and cut at 0."""
-        out = np.zeros((len(self.object_ids), *self.size), bool)
-        for start in range(0, len(out), at_once):
-            logits = self.logits_Nhw[start : start + at_once, None]
-            full = F.interpolate(logits, size=self.size, mode="bilinear", align_corners=False)
-            out[start : start + at_once] = (full[:, 0] > 0).cpu().numpy()
-        return out
+        parts = [(full > 0).cpu().numpy() for full in self.logits(at_once)]
+        return np.concatenate(parts) if parts else np.zeros((0, *self.size), bool)
 
     def mask(self, object_id: int) -> np.ndarray:
         """bool (height, width) of one object; UsageError when it is not tracked."""
         if object_id not in self.object_ids:
             raise UsageError(f"object {object_id} is not tracked on frame {self.frame_index}: {self.object_ids}")
         at = self.object_ids.index(object_id)
-        logits, scores, ious = (t[at : at + 1] for t in (self.logits_Nhw, self.object_logits_N, self.iou_N))
-        return FrameMasks(self.frame_index, [object_id], logits, scores, ious, self.size).masks()[0]
+        if self.non_overlap_masks:
+            return self.masks()[at]
+        return (self._resized(at, 1)[0] > 0).cpu().numpy()
+
+    def _resized(self, start: int, count: int) -> Tensor:
+        logits = self.logits_Nhw[start : start + count, None]
+        return F.interpolate(logits, size=self.size, mode="bilinear", align_corners=False)[:, 0]

@@ -36,6 +36,15 @@ class FrameIntervals:
             gaps = [b[0] - a[1] for a, b in zip(self.intervals, self.intervals[1:])]
             self._merge(gaps.index(min(gaps)))
 
+    def discard(self, frame_index: int) -> None:
+        """Takes one frame index out, where it is in."""
+        if frame_index not in self:
+            return
+        at = bisect.bisect_right(self.intervals, [frame_index, float("inf")]) - 1
+        first, last = self.intervals[at]
+        rest = [[first, frame_index - 1], [frame_index + 1, last]]
+        self.intervals[at : at + 1] = [pair for pair in rest if pair[0] <= pair[1]]
+
     def copy(self) -> FrameIntervals:
         """An independent copy."""
         return FrameIntervals(self.intervals, self.limit)

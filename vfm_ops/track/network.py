@@ -20,6 +20,7 @@ from vfm_ops.track.memory_attention import BatchedMemoryAttention, PackedMemory
 from vfm_ops.track.prompts import Clicks
 
 ABSENT_LOGIT = -1024.0  # mask logit of an object that is not on the frame
+MOST_PREVIOUS_LOGIT = 32.0  # of a mask that clicks correct; larger ones make the decoder numerically unstable
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 # uint8 (B, S, S, 3) -> (fine, middle, top) feature maps; `VideoImageEncoder`, or the same module in a faster runtime.
@@ -37,8 +38,8 @@ class ImageFeatures:
 
 @dataclass(frozen=True)
 class DecodedMasks:
-    """One mask for each object. logits_Nhw: at a quarter of S. full_N1SS: at S. pointer_NC. score_N: object score
-    logits. iou_N: predicted IoU."""
+    """One mask for each object. logits_Nhw: at a quarter of S, in float32 or the network's precision where that is higher.
+    full_N1SS: at S, float32. pointer_NC. score_N: object score logits. iou_N: predicted IoU."""
 
     logits_Nhw: Tensor
     full_N1SS: Tensor
@@ -146,17 +147,23 @@ class Sam2Network:
         return tokens, position.repeat_interleave(splits, 1)
 
     def decode(
-        self, features: ImageFeatures, conditioned_NChw: Tensor, clicks: list[Clicks] | None, multimask: bool
+        self,
+        features: ImageFeatures,
+        conditioned_NChw: Tensor,
+        clicks: list[Clicks] | None,
+        multimask: bool,
+        previous_Nhw: Tensor | None = None,
     ) -> DecodedMasks:
         """The mask decoder for N objects; clicks: None, or one entry an object with equally many points in each.
 
         multimask: choose among three candidates by predicted IoU (for none or one point, where a prompt is ambiguous).
+        previous_Nhw: with clicks, the mask logits that they correct; clamped, as in SAM 2's own predictor.
         """
         sparse, dense = self.no_clicks
         if clicks is not None:
             points = torch.from_numpy(np.stack([c.points for c in clicks])).to(self.device)
             labels = torch.from_numpy(np.stack([c.labels for c in clicks])).to(self.device)
-            sparse, dense = self._embed_clicks(points[:, None], labels[:, None])
+            sparse, dense = self._embed_clicks(points[:, None], labels[:, None], previous_Nhw)
         return self._run_decoder(features, conditioned_NChw, sparse, dense, multimask)
 
     def decode_mask_prompt(self, features: ImageFeatures, masks_N1SS: Tensor) -> DecodedMasks:
@@ -198,8 +205,13 @@ class Sam2Network:
             memory_NMhw = memory_NMhw + absent_N111 * occlusion[..., None, None]
         return memory_NMhw.to(torch.bfloat16).flatten(2).transpose(1, 2).contiguous()
 
-    def _embed_clicks(self, points: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        return self.model.prompt_encoder(input_points=points, input_labels=labels, input_boxes=None, input_masks=None)
+    def _embed_clicks(
+        self, points: Tensor, labels: Tensor, previous_Nhw: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        masks = None
+        if previous_Nhw is not None:
+            masks = previous_Nhw[:, None].clamp(-MOST_PREVIOUS_LOGIT, MOST_PREVIOUS_LOGIT).to(self.dtype)
+        return self.model.prompt_encoder(input_points=points, input_labels=labels, input_boxes=None, input_masks=masks)
 
     def _run_decoder(
         self, features: ImageFeatures, image_NChw: Tensor, sparse: Tensor, dense: Tensor, multimask: bool
@@ -217,11 +229,12 @@ class Sam2Network:
         best = iou[:, 0].argmax(-1) if multimask else torch.zeros_like(row)
         token = tokens[row, 0, best if tokens.shape[2] > 1 else 0]
         present_N1 = score[:, 0] > 0
-        logits = torch.where(present_N1[:, :, None], masks[row, 0, best].float(), ABSENT_LOGIT)
+        kept = torch.promote_types(self.dtype, torch.float32)
+        logits = torch.where(present_N1[:, :, None], masks[row, 0, best].to(kept), ABSENT_LOGIT)
         shown = present_N1.to(self.dtype)
         pointer = shown * self.model.object_pointer_proj(token) + (1 - shown) * self.model.no_object_pointer
         size = (self.image_size, self.image_size)
-        full = F.interpolate(logits[:, None], size=size, mode="bilinear", align_corners=False)
+        full = F.interpolate(logits[:, None].float(), size=size, mode="bilinear", align_corners=False)
         return DecodedMasks(logits, full, pointer, score[:, 0, 0].float(), iou[row, 0, best].float())
 
 

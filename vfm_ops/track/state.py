@@ -4,7 +4,7 @@
                                      each object its frames, scores, clicks and tracked intervals
     {object}/{kind}/pointers         (frames, C) in the dtype of the network
     {object}/{kind}/features         (frames that have them, L, M) bfloat16
-    {object}/{kind}/logits           (frames that have them, h, w) float32
+    {object}/{kind}/logits           (frames that have them, h, w) float32, or the network's where that is higher
 
 kind is `prompted` or `recent`. With it a video goes on in another process, bit for bit.
 """

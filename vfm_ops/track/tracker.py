@@ -6,17 +6,20 @@ each object, the size of the frames, and which frames have been seen. It never h
 What a caller has to send again:
 - A frame's features are kept for the last `feature_cache` frames: prompts on those need no pixels
   (`track(None, frame_index=f, prompts=...)`). For any other frame, send its pixels again.
-- A correction on frame f sees the memories around f that are still in the bank. With `history=H` those are the same as
-  if nothing had ever been evicted, for f up to H frames back. Send frames f + 1, f + 2, ... again to carry it on.
+- A correction on frame f sees the mask that it corrects and the memories around f, as far as they are still in the bank:
+  up to `history` frames back they are what they would be if nothing had ever been evicted. Farther back it goes by what
+  was prompted. Send frames f + 1, f + 2, ... again to carry it on.
 - Further back: `restore` a `snapshot` taken at or before f, and send the frames from there.
 - Tracking backward: send frames in descending order with `reverse=True`. To track both ways from one prompt, take a
   snapshot after the prompt, go one way, restore it, go the other.
+
+`vfm_ops.track.session` does all of this for a video whose frames can be had again.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -31,6 +34,7 @@ from vfm_ops.track.memory_bank import BankPolicy, FrameMemory, ObjectBank
 from vfm_ops.track.network import DecodedMasks, ImageEncoder, ImageFeatures, Sam2Network
 from vfm_ops.track.packing import pack_memories
 from vfm_ops.track.prompts import Clicks, Prompt, checked_mask, clicks_in_model_pixels
+from vfm_ops.track.regions import FILLED_LOGIT, mend_masks
 from vfm_ops.track.state import TrackerState, state_from_bytes, state_to_bytes
 
 
@@ -40,37 +44,57 @@ class TrackerSettings:
 
     objects_at_once: objects in one batch; it bounds the memory that a frame needs. max_objects: more than so many
     objects are refused. feature_cache: frames whose image features are kept. corrections_are_prompts: a correction on
-    a frame that was tracked already is kept for ever like a first prompt; otherwise it is a memory like its
-    neighbours (as transformers has it). binarise_together: when any object is prompted on a frame, the memories of all
-    its objects are made of hard masks (as SAM 2 and transformers have it).
+    a frame that was tracked already is kept for ever like a first prompt, which is how SAM 2 is trained, and what a user
+    means: it is still there when tracking passes the frame again, and when the object comes back into sight long after.
+    False makes it a memory like its neighbours, gone after 16 frames (as transformers has it). feed_previous_masks: clicks
+    and boxes on a frame that has a mask correct that mask, rather than start from nothing (as Meta's predictor has it; in
+    transformers only by a private way). clear_memories_around_prompts: a prompt makes the tracker forget the frames at
+    most `slots` away, which may show what it corrects. fill_hole_area: holes of so many pixels of the logits are filled;
+    memories see them as they are. non_overlap_masks: where masks overlap, the pixel is the more certain object's.
+    binarise_together: when any object is prompted on a frame, the memories of all its objects are made of hard masks (as
+    SAM 2 and transformers have it).
     """
 
     bank: BankPolicy = field(default_factory=BankPolicy)
     objects_at_once: int = 32
     max_objects: int = 256
     feature_cache: int = 1
-    corrections_are_prompts: bool = False
+    corrections_are_prompts: bool = True
+    feed_previous_masks: bool = True
+    clear_memories_around_prompts: bool = False
+    fill_hole_area: int = 0
+    non_overlap_masks: bool = False
     binarise_together: bool = True
 
     def __post_init__(self) -> None:
         for name in ("objects_at_once", "max_objects", "feature_cache"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.fill_hole_area < 0:
+            raise UsageError(f"fill_hole_area must be 0 or more pixels, not {self.fill_hole_area}")
 
 
 @dataclass
 class _Request:
-    """One object of the frame at hand: `fresh` when it is prompted on a frame where it was not tracked before."""
+    """One object of the frame at hand: `fresh` when it is prompted on a frame where it was not tracked before. previous:
+    mask logits (h, w) that clicks correct."""
 
     object_id: int
     clicks: Clicks | None = None
     mask: np.ndarray | None = None
     fresh: bool = False
+    previous: Tensor | None = None
 
     @property
-    def batch_key(self) -> tuple[bool, bool, int]:
+    def is_prompt(self) -> bool:
+        """Whether a user says something about the object on this frame."""
+        return self.clicks is not None or self.mask is not None
+
+    @property
+    def batch_key(self) -> tuple[bool, bool, bool, int]:
         """Objects with the same key go through the network as one batch."""
-        return self.mask is not None, self.fresh, -1 if self.clicks is None else len(self.clicks.labels)
+        points = -1 if self.clicks is None else len(self.clicks.labels)
+        return self.mask is not None, self.fresh, self.previous is not None, points
 
 
 class Sam2Tracker:
@@ -118,16 +142,18 @@ class Sam2Tracker:
         frame_index: int | None = None,
         prompts: Sequence[Prompt] = (),
         reverse: bool = False,
+        object_ids: Collection[int] | None = None,
     ) -> FrameMasks:
-        """Tracks all objects onto one frame, and takes the prompts that are made on it.
+        """Tracks objects onto one frame, and takes the prompts that are made on it.
 
         rgb: uint8 (H, W, 3), or None for a frame whose features are still held. frame_index: counts frames as they are
-        sent, consecutive ones 1 apart (default: the next one). reverse: frames come in descending order.
+        sent, consecutive ones 1 apart (default: the next one). reverse: frames come in descending order. object_ids: those
+        that are tracked (default: all); the others keep what they have. Objects whose prompts were all cleared are left out.
         Raises UsageError for a bad prompt or frame, before anything is changed; MediaError when the video changes shape.
         """
         index = self._frame_index(frame_index, reverse)
         size = self._checked_size(rgb, index)
-        requests = self._requests(prompts, index, size)
+        requests = self._requests(prompts, index, size, object_ids)
         features = self._features_of(rgb, index)
         self.state.size = self.state.size or size
         self.state.last_frame = index
@@ -136,7 +162,7 @@ class Sam2Tracker:
         for request in requests:
             self.state.objects.setdefault(request.object_id, ObjectBank())
         found = self._track_objects(features, requests, index, reverse)
-        return self._answer(found, index, size)
+        return self._answer(found, index, size, object_ids)
 
     @torch.inference_mode()
     def prompt(self, prompts: Sequence[Prompt]) -> FrameMasks:
@@ -146,7 +172,7 @@ class Sam2Tracker:
         compare, then prompt here.
         """
         index, size = self._last_frame()
-        requests = [r for r in self._requests(prompts, index, size) if r.clicks is not None or r.mask is not None]
+        requests = self._requests(prompts, index, size, ())
         for request in requests:
             self.state.objects.setdefault(request.object_id, ObjectBank())
         found = self._track_objects(self._features[index], requests, index, False)
@@ -157,9 +183,9 @@ class Sam2Tracker:
         """The masks that prompts on the frame tracked last would give as new objects. Nothing is remembered."""
         index, size = self._last_frame()
         features = self._features[index]
-        requests = [self._prompt_request(p, index, size) for p in prompts]
+        requests = [replace(self._prompt_request(p, index, size), fresh=True, previous=None) for p in prompts]
         found: dict[int, tuple[Tensor, float, float]] = {}
-        for batch in self._batches([replace(r, fresh=True) for r in requests]):
+        for batch in self._batches(requests):
             found.update(_found(batch, self._decode(features, batch, index, False)))
         return self._rows(found, [r.object_id for r in requests], index, size)
 
@@ -176,6 +202,30 @@ class Sam2Tracker:
         if object_id not in self.state.objects:
             raise UsageError(f"object {object_id} is not tracked, so it can't be removed: {self.object_ids}")
         del self.state.objects[object_id]
+
+    def clear_prompt(self, object_id: int, frame_index: int) -> None:
+        """Takes back what was said of an object on a frame; its mask there is a memory like any other from then on.
+
+        UsageError for an object that is not tracked, or that has no prompt there.
+        """
+        bank = self.state.objects.get(object_id)
+        if bank is None:
+            raise UsageError(f"object {object_id} is not tracked, so it has no prompt: {self.object_ids}")
+        memory = bank.memory_at(frame_index)
+        if frame_index not in bank.prompted and (memory is None or memory.clicks is None):
+            raise UsageError(
+                f"object {object_id} has no prompt on frame {frame_index}: {sorted(bank.prompted)} have one"
+            )
+        bank.clear_prompt(frame_index)
+
+    def reset(self) -> None:
+        """Forgets all objects, prompts and frames."""
+        self.state = TrackerState()
+        self._features.clear()
+
+    def holds(self, frame_index: int) -> bool:
+        """Whether a frame's image features are held, so that `track` needs no pixels for it."""
+        return frame_index in self._features
 
     def snapshot(self) -> TrackerState:
         """The state as it is now; cheap (tensors are shared), and later frames leave it alone."""
@@ -196,7 +246,8 @@ class Sam2Tracker:
     def from_bytes(cls, network: Sam2Network, data: bytes, image_encoder: ImageEncoder | None = None) -> Sam2Tracker:
         """A tracker that goes on where `to_bytes` was called; UsageError for other weights or no state at all."""
         state, extra = state_from_bytes(data, network.fingerprint())
-        settings = dict(extra["settings"])
+        # A state of a version that had no such setting goes on as it began.
+        settings = {"feed_previous_masks": False, **extra["settings"]}
         settings["bank"] = BankPolicy(**settings["bank"])
         tracker = cls(network, TrackerSettings(**settings), image_encoder)
         tracker.state = state.on(network.device)
@@ -220,8 +271,13 @@ class Sam2Tracker:
         check_resolution(self.state.size, (height, width), index)
         return height, width
 
-    def _requests(self, prompts: Sequence[Prompt], index: int, size: tuple[int, int]) -> list[_Request]:
-        """One request for every prompted or living object; nothing is changed yet, so that a bad prompt costs nothing."""
+    def _requests(
+        self, prompts: Sequence[Prompt], index: int, size: tuple[int, int], object_ids: Collection[int] | None = None
+    ) -> list[_Request]:
+        """One request for every prompted object, and every other of `object_ids` (None: that lives) that is to be tracked.
+
+        Nothing is changed yet, so that a bad prompt costs nothing.
+        """
         prompted = {}
         for prompt in prompts:
             if prompt.object_id in prompted:
@@ -234,20 +290,27 @@ class Sam2Tracker:
                 "prompt fewer, remove some, or raise max_objects (memory grows with it)"
             )
         kept = [
-            _Request(i) for i, bank in self.state.objects.items() if i not in prompted and index not in bank.prompted
+            _Request(i)
+            for i, bank in self.state.objects.items()
+            if i not in prompted
+            and index not in bank.prompted
+            and bank.prompted
+            and (object_ids is None or i in object_ids)
         ]
         return kept + list(prompted.values())
 
     def _prompt_request(self, prompt: Prompt, index: int, size: tuple[int, int]) -> _Request:
         bank = self.state.objects.get(prompt.object_id)
-        fresh = bank is None or index not in bank.tracked
+        # An object that is prompted nowhere else remembers nothing that could be asked.
+        fresh = bank is None or index not in bank.tracked or not bank.prompted.keys() - {index}
         clicks = clicks_in_model_pixels(prompt, *size, self.network.image_size)
         if clicks is None:
             return _Request(prompt.object_id, mask=checked_mask(prompt, *size), fresh=fresh)
-        before = bank.memory_at(index) if bank is not None and prompt.append else None
-        if before is not None and before.clicks is not None:
+        before = bank.memory_at(index) if bank is not None else None
+        if before is not None and before.clicks is not None and prompt.append:
             clicks = before.clicks.followed_by(clicks)
-        return _Request(prompt.object_id, clicks=clicks, fresh=fresh)
+        previous = before.logits_HW if before is not None and self.settings.feed_previous_masks else None
+        return _Request(prompt.object_id, clicks=clicks, fresh=fresh, previous=previous)
 
     def _features_of(self, rgb: np.ndarray | None, index: int) -> ImageFeatures:
         if rgb is None:
@@ -264,45 +327,59 @@ class Sam2Tracker:
         self, features: ImageFeatures, requests: list[_Request], index: int, reverse: bool
     ) -> dict[int, tuple[Tensor, float, float]]:
         """Runs all objects in batches and stores their memories. Returns (mask logits, object logit, IoU) by object."""
-        prompted = {r.object_id for r in requests if r.clicks is not None or r.mask is not None}
+        prompted = any(r.is_prompt for r in requests)
         found: dict[int, tuple[Tensor, float, float]] = {}
         for batch in self._batches(requests):
             decoded = self._decode(features, batch, index, reverse)
-            hard = bool(prompted) if self.settings.binarise_together else batch[0].object_id in prompted
+            hard = prompted if self.settings.binarise_together else batch[0].is_prompt
             memory_NLM = self.network.encode_memory(features, decoded.full_N1SS, decoded.score_N, hard)
+            mended = mend_masks(decoded.logits_Nhw, self.settings.fill_hole_area, filled=FILLED_LOGIT)
+            decoded = replace(decoded, logits_Nhw=mended)
             self._remember(batch, decoded, memory_NLM, index)
             found.update(_found(batch, decoded))
-        for bank in self.state.objects.values():
-            bank.evict(index, self.settings.bank)
         return found
 
     def _batches(self, requests: list[_Request]) -> Iterator[list[_Request]]:
         """Requests that can go through the network together, at most `objects_at_once`."""
-        groups: dict[tuple[bool, bool, int], list[_Request]] = {}
+        groups: dict[tuple[bool, bool, bool, int], list[_Request]] = {}
         for request in requests:
             groups.setdefault(request.batch_key, []).append(request)
         at_once = self.settings.objects_at_once
         for group in groups.values():
             yield from (group[start : start + at_once] for start in range(0, len(group), at_once))
 
-    def _answer(self, found: dict[int, tuple[Tensor, float, float]], index: int, size: tuple[int, int]) -> FrameMasks:
+    def _answer(
+        self,
+        found: dict[int, tuple[Tensor, float, float]],
+        index: int,
+        size: tuple[int, int],
+        object_ids: Collection[int] | None,
+    ) -> FrameMasks:
         """The masks just made, and as they were those of objects that were prompted on this frame before."""
+        around, slots = self.settings.clear_memories_around_prompts, self.settings.bank.slots
         for object_id, bank in self.state.objects.items():
-            if object_id not in found:
-                memory = bank.prompted[index]
-                assert memory.logits_HW is not None  # prompted frames keep theirs
-                found[object_id] = memory.logits_HW, memory.score, memory.iou
-        return self._rows(found, self.object_ids, index, size)
+            if (
+                object_id in found
+                or index not in bank.prompted
+                or (object_ids is not None and object_id not in object_ids)
+            ):
+                continue
+            memory = bank.prompted[index]
+            assert memory.logits_HW is not None  # prompted frames keep theirs
+            found[object_id] = memory.logits_HW, memory.score, memory.iou
+            if around:
+                bank.clear_around(index, slots)
+        return self._rows(found, [i for i in self.object_ids if i in found], index, size)
 
     def _rows(
         self, found: dict[int, tuple[Tensor, float, float]], ids: list[int], index: int, size: tuple[int, int]
     ) -> FrameMasks:
         rows = [found[i] for i in ids]
         quarter = (self.network.image_size // 4,) * 2
-        logits = torch.stack([row[0] for row in rows]) if rows else torch.zeros(0, *quarter)
+        logits = torch.stack([row[0] for row in rows]).float() if rows else torch.zeros(0, *quarter)
         scores = torch.tensor([row[1] for row in rows], dtype=torch.float32)
         ious = torch.tensor([row[2] for row in rows], dtype=torch.float32)
-        return FrameMasks(index, ids, logits, scores, ious, size)
+        return FrameMasks(index, ids, logits, scores, ious, size, self.settings.non_overlap_masks)
 
     def _last_frame(self) -> tuple[int, tuple[int, int]]:
         index = self.state.last_frame
@@ -317,11 +394,15 @@ class Sam2Tracker:
         if first.fresh:
             conditioned = self.network.without_memory(features, len(batch))
         else:
-            banks = [self.state.objects[r.object_id] for r in batch]
+            # What a prompt corrects is given as a mask, not remembered: a frame doesn't attend to itself.
+            banks = [self.state.objects[r.object_id].without(index) for r in batch]
             memory = pack_memories(self.network, banks, index, reverse, self.settings.bank)
             conditioned = self.network.with_memory(features, memory)
         clicks = None if first.clicks is None else [r.clicks for r in batch if r.clicks is not None]
-        return self.network.decode(features, conditioned, clicks, self._ambiguous(first))
+        previous = (
+            torch.stack([r.previous for r in batch if r.previous is not None]) if first.previous is not None else None
+        )
+        return self.network.decode(features, conditioned, clicks, self._ambiguous(first), previous)
 
     def _ambiguous(self, request: _Request) -> bool:
         """Whether three candidates are weighed: for as few points as the checkpoint says (none or one)."""
@@ -343,18 +424,27 @@ class Sam2Tracker:
         scores, ious = decoded.score_N.tolist(), decoded.iou_N.tolist()
         for row, request in enumerate(batch):
             bank = self.state.objects[request.object_id]
-            given = request.clicks is not None or request.mask is not None
-            prompted = request.fresh or (given and self.settings.corrections_are_prompts)
+            # What is a prompt stays one, though it be corrected.
+            sticks = self.settings.corrections_are_prompts or index in bank.prompted
+            prompted = request.fresh or (request.is_prompt and sticks)
+            keeps_logits = prompted or self.settings.feed_previous_masks
             # Rows are cloned: a view would keep the whole batch alive for as long as one object remembers the frame.
             memory = FrameMemory(
                 decoded.pointer_NC[row].clone(),
                 memory_NLM[row].clone(),
                 scores[row],
                 ious[row],
-                decoded.logits_Nhw[row].clone() if prompted else None,
+                decoded.logits_Nhw[row].clone() if keeps_logits else None,
                 request.clicks,
             )
             bank.write(index, memory, prompted)
+            if request.is_prompt:
+                # Going back for a prompt loses nothing of where tracking stands: that frame is still to be gone on from.
+                bank.evict_prompted(self.settings.bank)
+                if self.settings.clear_memories_around_prompts:
+                    bank.clear_around(index, self.settings.bank.slots)
+            else:
+                bank.evict(index, self.settings.bank)
 
 
 def _found(batch: list[_Request], decoded: DecodedMasks) -> dict[int, tuple[Tensor, float, float]]:

@@ -116,7 +116,7 @@ def test_state_of_other_weights_and_other_bytes_are_refused(network, frames):
 
 def test_bank_stays_flat_however_long_the_video(network, frames):
     """Bytes held after every frame from the 17th on, four objects: pointers and memories are all replaced, none added."""
-    tracker = Sam2Tracker(network)
+    tracker = Sam2Tracker(network, TrackerSettings(bank=BankPolicy(history=0)))
     held = []
     for t in range(60):
         tracker.track(frames[t], prompts=FOUR if t == 0 else ())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,8 @@ from vfm_ops.track.prompts import Prompt
 from vfm_ops.track.tracker import Sam2Tracker, TrackerSettings
 
 RELATIVE = 1e-4
+# What transformers' public way does with a correction; its private one is in test_session_parity.py.
+PUBLIC = TrackerSettings(corrections_are_prompts=False, feed_previous_masks=False)
 
 
 def blob(height: int = 96, width: int = 128) -> np.ndarray:
@@ -107,7 +111,7 @@ def test_both_ways_from_a_prompt_keep_transformers_masks(exact, frames):
 
 def test_corrections_on_earlier_frames_keep_transformers_masks(exact, frames):
     """Frames are sent again from the corrected one on; `history` frames back the bank is still whole."""
-    both = Both(*exact, frames[:30], TrackerSettings(bank=BankPolicy(history=8)))
+    both = Both(*exact, frames[:30], replace(PUBLIC, bank=BankPolicy(history=8)))
     both.run({0: FOUR[:2]}, range(24))
     both.step(18, [Prompt(7, points=[[50.0, 20.0], [20.0, 30.0]], labels=[1, 0])])
     both.run({}, range(19, 24))
@@ -118,7 +122,7 @@ def test_corrections_on_earlier_frames_keep_transformers_masks(exact, frames):
 
 
 def test_refining_clicks_on_the_first_frame_keeps_transformers_masks(exact, frames):
-    both = Both(*exact, frames[:20])  # a video shorter than 16 frames changes how transformers spaces pointers
+    both = Both(*exact, frames[:20], PUBLIC)  # a video shorter than 16 frames changes how transformers spaces pointers
     both.step(0, FOUR[:1])
     both.step(0, [Prompt(7, points=[[80.0, 80.0]], labels=[0], append=True)])
     both.run({}, range(12))
