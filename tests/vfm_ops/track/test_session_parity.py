@@ -2,7 +2,7 @@
 
 Meta feeds the mask that is corrected back to the decoder, and encodes the memory of the correction; transformers has the way in
 `_run_single_frame_inference`, which its public `forward` never takes. Both in float64 on real frames. VFM_SESSION_FRAMES sets
-how many (16): the tests' scripts are spread over them.
+how many (8): the tests' scripts are spread over them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.vfm_ops.track.conftest import read_frames
+from tests.vfm_ops.track.conftest import read_frames, tiny_model
 from tests.vfm_ops.track.private_session import PrivateSession
 from tests.vfm_ops.track.test_tracker_parity import blob
 from vfm_ops.track.memory_bank import BankPolicy
@@ -23,8 +23,9 @@ from vfm_ops.track.session import VideoSession
 from vfm_ops.track.tracker import Sam2Tracker, TrackerSettings
 
 RELATIVE = 1e-6
-COUNT = int(os.environ.get("VFM_SESSION_FRAMES", "16"))
+COUNT = int(os.environ.get("VFM_SESSION_FRAMES", "8"))
 LAST = COUNT - 1
+SEED = 2  # of weights by which most prompts show something, and some nothing
 
 
 def at(share: float) -> int:
@@ -42,10 +43,11 @@ ANEW = Prompt(7, box=[30.0, 30.0, 70.0, 80.0])
 
 
 @pytest.fixture(scope="module", params=["random", "pocket"])
-def weights(request, exact):
+def weights(request):
     """(model, network), float64: of random weights, and of pocket-sam2."""
     if request.param == "random":
-        return exact
+        model = tiny_model(SEED, image_size=64).double()
+        return model, Sam2Network(model, dtype=torch.float64)
     from transformers import Sam2VideoModel
 
     from vfm_ops.models.resolve import find_checkpoint
@@ -56,8 +58,9 @@ def weights(request, exact):
 
 @pytest.fixture(scope="module")
 def clip(bikes) -> list[np.ndarray]:
-    """Real footage of cyclists, 96 x 128; before its first cut where there are at most 30 frames."""
-    return read_frames(bikes, COUNT)
+    """Real footage of cyclists, 96 x 128, before its first cut; with fewer than 16 frames transformers spaces pointers
+    in another way."""
+    return read_frames(bikes, max(COUNT, 16))
 
 
 class Both:
@@ -111,7 +114,8 @@ class Both:
 
     def __exit__(self, kind, error, trace) -> None:
         if kind is None:
-            assert 0.005 < np.mean(self.shares) < 0.995, "the masks are trivial: this would show nothing"
+            shown = [share for share in self.shares if 0.005 < share < 0.995]
+            assert len(shown) > 0.5 * len(self.shares), "most masks are trivial: this would show little"
             print(f"\nworst relative difference {self.worst:.1e} over {len(self.shares)} masks")
 
 
