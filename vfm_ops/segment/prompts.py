@@ -38,13 +38,13 @@ def image_prompts(
     points: Sequence[np.ndarray] | np.ndarray | None,
     labels: Sequence[np.ndarray] | np.ndarray | None,
     boxes: np.ndarray | None,
-    masks: Sequence[np.ndarray] | np.ndarray | None,
+    mask_input: Sequence[np.ndarray] | np.ndarray | None,
 ) -> list[ImagePrompt]:
     """Checks `Segmenter.segment`'s arguments against an image of `size` (height, width). Raises UsageError."""
-    given = {"points": points, "labels": labels, "boxes": boxes, "masks": masks}
+    given = {"points": points, "labels": labels, "boxes": boxes, "mask_input": mask_input}
     counts = {name: len(value) for name, value in given.items() if value is not None}
     if not counts:
-        raise UsageError("no prompt was given: pass points and labels, boxes or masks")
+        raise UsageError("no prompt was given: pass points and labels, boxes or mask_input")
     if len(set(counts.values())) > 1:
         listed = ", ".join(f"{n} {name}" for name, n in counts.items())
         raise UsageError(f"prompts don't match: {listed}; entry i of each belongs to object i")

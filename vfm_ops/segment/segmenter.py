@@ -18,6 +18,7 @@ from vfm_ops.segment.geometry import Geometry
 from vfm_ops.segment.prompts import ImagePrompt, grouped, image_prompts
 from vfm_ops.torch_state import keeps_torch_state
 from vfm_ops.track.frames import checked_rgb
+from vfm_ops.track.regions import mend_masks
 
 
 class TextDetector(Protocol):
@@ -38,12 +39,15 @@ class EncodedImage:
 
 @dataclass(frozen=True)
 class Candidates:
-    """Candidate masks of N prompts. logits_NKhw: float32 mask logits of the model's square. scores_NK: predicted IoU."""
+    """Candidate masks of N prompts. logits_NKhw: float32 mask logits of the model's square, as `mask_input` takes them.
+    scores_NK: predicted IoU. max_hole_area, max_sprinkle_area: what is mended on the way to the image."""
 
     logits_NKhw: Tensor
     scores_NK: Tensor
     size: tuple[int, int]
     geometry: Geometry
+    max_hole_area: int = 0
+    max_sprinkle_area: int = 0
 
     def __len__(self) -> int:
         return len(self.scores_NK)
@@ -53,13 +57,15 @@ class Candidates:
         """float32 (N, K): the model's own estimate of each candidate's IoU."""
         return self.scores_NK.cpu().numpy()
 
-    def masks(self) -> np.ndarray:
-        """bool (N, K, height, width) on the image."""
-        return np.stack([(self.logits_on_image(i) > 0).cpu().numpy() for i in range(len(self))])
+    def masks(self, return_logits: bool = False) -> np.ndarray:
+        """bool (N, K, height, width) on the image; with `return_logits` float32, positive inside."""
+        on_image = [self.logits_on_image(i) for i in range(len(self))]
+        return np.stack([(x if return_logits else x > 0).cpu().numpy() for x in on_image])
 
     def logits_on_image(self, i: int) -> Tensor:
         """float32 (K, height, width): the mask logits of prompt i on the image."""
-        return self.geometry.to_image(self.logits_NKhw[i : i + 1], self.size)[0]
+        mended = mend_masks(self.logits_NKhw[i], self.max_hole_area, self.max_sprinkle_area)
+        return self.geometry.to_image(mended[None], self.size)[0]
 
     def best(self) -> tuple[np.ndarray, np.ndarray]:
         """The most confident candidate of each prompt: masks bool (N, height, width), scores float32 (N,)."""
@@ -104,6 +110,21 @@ class Segmenter:
         return EncodedImage(tuple(features) if isinstance(features, (list, tuple)) else (features,), size)
 
     @torch.inference_mode()
+    def encode_batch(self, images: Sequence[np.ndarray], at_once: int = 8) -> list[EncodedImage]:
+        """Several images of any sizes, uint8 (H, W, 3) each, `at_once` in one pass of the encoder."""
+        encoded: list[EncodedImage] = []
+        for start in range(0, len(images), at_once):
+            group = images[start : start + at_once]
+            sizes = [checked_rgb(rgb).shape[:2] for rgb in group]
+            pixels = torch.cat([self.geometry.prepare(rgb, self.device) for rgb in group])
+            maps = self.model.get_image_embeddings(pixels)
+            maps = maps if isinstance(maps, (list, tuple)) else (maps,)
+            # Cloned: a view would keep the whole batch for as long as one of its images is held.
+            encoded += [EncodedImage(tuple(m[i : i + 1].clone() for m in maps), s) for i, s in enumerate(sizes)]
+            self.encodings += len(group)
+        return encoded
+
+    @torch.inference_mode()
     def segment(
         self,
         encoded: EncodedImage,
@@ -111,27 +132,44 @@ class Segmenter:
         points: Sequence[np.ndarray] | np.ndarray | None = None,
         labels: Sequence[np.ndarray] | np.ndarray | None = None,
         boxes: np.ndarray | None = None,
-        masks: Sequence[np.ndarray] | np.ndarray | None = None,
-        multimask: bool = True,
+        mask_input: Sequence[np.ndarray] | np.ndarray | None = None,
+        multimask_output: bool = True,
+        max_hole_area: int = 0,
+        max_sprinkle_area: int = 0,
     ) -> Candidates:
         """Masks of N objects on one encoded image; entry i of each argument belongs to object i.
 
-        points: (P, 2) xy in pixels for each object, P may differ; labels: (P,) of 1 (on it) and 0 (off it). boxes:
-        (N, 4) xyxy. masks: coarse masks, bool (H, W) of the image, or float logits (h, w) of an earlier answer.
-        multimask: three candidates a prompt, for ambiguous ones; else one. Raises UsageError for a bad prompt.
+        Args:
+            encoded: of `encode` or `encode_batch`.
+            points: (P, 2) xy in pixels for each object; P may differ.
+            labels: (P,) of 1 (on it) and 0 (off it) for each object.
+            boxes: (N, 4) xyxy.
+            mask_input: coarse masks, bool (H, W) of the image, or float logits (h, w) of an earlier answer.
+            multimask_output: three candidates a prompt, for ambiguous ones; else one.
+            max_hole_area: holes of at most so many pixels of the logits (h, w) are filled.
+            max_sprinkle_area: regions of the mask of at most so many are taken out.
+
+        Returns:
+            Candidates with scores; `masks(return_logits=True)` are logits on the image.
+
+        Raises:
+            UsageError: a bad prompt.
         """
-        prompts = image_prompts(encoded.size, points, labels, boxes, masks)
+        prompts = image_prompts(encoded.size, points, labels, boxes, mask_input)
+        if max_hole_area < 0 or max_sprinkle_area < 0:
+            raise UsageError("`max_hole_area` and `max_sprinkle_area` must be 0 or more pixels")
         logits: list[Tensor | None] = [None] * len(prompts)
         scores: list[Tensor | None] = [None] * len(prompts)
         for rows in grouped(prompts, self.prompts_at_once):
-            out_logits, out_scores = self._decode(encoded, [prompts[i] for i in rows], multimask)
+            out_logits, out_scores = self._decode(encoded, [prompts[i] for i in rows], multimask_output)
             for i, row_logits, row_scores in zip(rows, out_logits, out_scores):
                 logits[i], scores[i] = row_logits, row_scores
         done = [x for x in logits if x is not None], [x for x in scores if x is not None]
         if not prompts:
-            side, k = self.geometry.image_size // 4, 3 if multimask else 1
+            side, k = self.geometry.image_size // 4, 3 if multimask_output else 1
             return Candidates(torch.zeros(0, k, side, side), torch.zeros(0, k), encoded.size, self.geometry)
-        return Candidates(torch.stack(done[0]), torch.stack(done[1]), encoded.size, self.geometry)
+        mending = max_hole_area, max_sprinkle_area
+        return Candidates(torch.stack(done[0]), torch.stack(done[1]), encoded.size, self.geometry, *mending)
 
     def segment_text(
         self, rgb: np.ndarray, prompts: list[str], detector: TextDetector, encoded: EncodedImage | None = None
@@ -149,10 +187,12 @@ class Segmenter:
         if len(boxes) == 0:
             empty = np.zeros((0, *rgb.shape[:2]), bool)
             return TextSegments(empty, np.zeros(0, np.float32), boxes, scores, index)
-        masks, mask_scores = self.segment(encoded or self.encode(rgb), boxes=boxes, multimask=False).best()
+        masks, mask_scores = self.segment(encoded or self.encode(rgb), boxes=boxes, multimask_output=False).best()
         return TextSegments(masks, mask_scores, boxes, scores, index)
 
-    def _decode(self, encoded: EncodedImage, prompts: list[ImagePrompt], multimask: bool) -> tuple[Tensor, Tensor]:
+    def _decode(
+        self, encoded: EncodedImage, prompts: list[ImagePrompt], multimask_output: bool
+    ) -> tuple[Tensor, Tensor]:
         """(N, K, h, w) logits and (N, K) scores of prompts of one shape."""
         scale = self.geometry.scale(encoded.size)
         inputs: dict[str, Tensor] = {}
@@ -171,7 +211,9 @@ class Segmenter:
             inputs["input_masks"] = self._coarse(np.stack(coarse))
             features = tuple(f.expand(len(prompts), -1, -1, -1) for f in features)
         out = self.model(
-            image_embeddings=features[0] if len(features) == 1 else list(features), multimask_output=multimask, **inputs
+            image_embeddings=features[0] if len(features) == 1 else list(features),
+            multimask_output=multimask_output,
+            **inputs,
         )
         logits, scores = out.pred_masks.float(), out.iou_scores.float()
         return (logits[:, 0], scores[:, 0]) if coarse else (logits[0], scores[0])

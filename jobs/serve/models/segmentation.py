@@ -65,7 +65,7 @@ def _candidates(
         points=None if points is None else [np.asarray(points, np.float32)],
         labels=None if labels is None else [np.asarray(labels, np.int64)],
         boxes=None if box is None else np.asarray([box], np.float32),
-        multimask=multimask,
+        multimask_output=multimask,
     )
     scores, masks = found.scores[0], found.masks()[0]
     return [

@@ -54,7 +54,7 @@ def test_points_give_transformers_masks_and_confidences(pair, photograph):
 
 
 def test_boxes_give_transformers_masks_and_confidences(pair, photograph):
-    ours = pair[0].segment(pair[0].encode(photograph), boxes=BOXES, multimask=False)
+    ours = pair[0].segment(pair[0].encode(photograph), boxes=BOXES, multimask_output=False)
     assert_same(ours, theirs(pair, photograph, multimask=False, input_boxes=[BOXES.tolist()]))
 
 
@@ -63,7 +63,7 @@ def test_earlier_answer_as_coarse_mask_gives_transformers_masks(pair, photograph
     encoded = segmenter.encode(photograph)
     first = segmenter.segment(encoded, points=POINTS[:1], labels=LABELS[:1])
     coarse = first.logits_NKhw[0, 1]
-    ours = segmenter.segment(encoded, points=POINTS[:1], labels=LABELS[:1], masks=coarse.numpy()[None])
+    ours = segmenter.segment(encoded, points=POINTS[:1], labels=LABELS[:1], mask_input=coarse.numpy()[None])
     inputs = processor(
         images=photograph, input_points=[POINTS[:1].tolist()], input_labels=[LABELS[:1].tolist()], return_tensors="pt"
     )
@@ -113,6 +113,40 @@ def test_a_bool_mask_prompt_reaches_the_place_it_covers(pair):
     assert (back == mask).float().mean() > 0.97
 
 
+def test_images_of_one_batch_are_each_what_they_would_be_alone(pair, photograph):
+    segmenter = pair[0]
+    images = [photograph, np.ascontiguousarray(photograph[:, :90]), np.ascontiguousarray(photograph[::-1])]
+    for image, encoded in zip(images, segmenter.encode_batch(images, at_once=2), strict=True):
+        alone = segmenter.segment(segmenter.encode(image), boxes=BOXES[:1] / 3)
+        together = segmenter.segment(encoded, boxes=BOXES[:1] / 3)
+        torch.testing.assert_close(together.logits_NKhw, alone.logits_NKhw, rtol=1e-3, atol=1e-2)
+        assert together.masks().shape[-2:] == image.shape[:2]
+
+
+@pytest.mark.parametrize(("hole", "sprinkle"), [(20, 0), (0, 12), (20, 12)])
+def test_small_holes_are_filled_and_small_specks_taken_out(pair, photograph, hole, sprinkle):
+    """By scipy's labels: as SAM 2 does it, on the model's logits before they are resized."""
+    from scipy.ndimage import label
+
+    segmenter, encoded = pair[0], pair[0].encode(photograph)
+    plain = segmenter.segment(encoded, points=POINTS, labels=LABELS)
+    mended = segmenter.segment(encoded, points=POINTS, labels=LABELS, max_hole_area=hole, max_sprinkle_area=sprinkle)
+    expected, changed = plain.logits_NKhw.numpy().copy(), 0
+    for logits in expected.reshape(-1, *expected.shape[-2:]):
+        inside = logits > 0
+        for mask, most, value in ((~inside, hole, 10.0), (inside, sprinkle, -10.0)):
+            regions, count = label(mask, np.ones((3, 3)))
+            for region in range(1, count + 1):
+                if (regions == region).sum() <= most:
+                    logits[regions == region] = value
+                    changed += 1
+    assert changed, "nothing to mend: this would show nothing"
+    on_image = segmenter.geometry.to_image(torch.from_numpy(expected), encoded.size).numpy()
+    assert np.array_equal(mended.masks(return_logits=True), on_image)
+    assert np.array_equal(mended.masks(), on_image > 0)
+    assert torch.equal(mended.logits_NKhw, plain.logits_NKhw), "what is passed back as mask_input is not mended"
+
+
 def test_text_goes_by_way_of_the_detectors_boxes(pair, photograph):
     found = SimpleNamespace(
         boxes=BOXES.astype(np.float32), scores=np.array([0.9, 0.4], np.float32), prompt_index=np.array([1, 0])
@@ -121,7 +155,7 @@ def test_text_goes_by_way_of_the_detectors_boxes(pair, photograph):
     detector = SimpleNamespace(detect=lambda images, prompts: asked.append((len(images), prompts)) or [found])
     segments = pair[0].segment_text(photograph, ["cup", "spoon"], detector)
     assert asked == [(1, [["cup", "spoon"]])]
-    expected, _ = pair[0].segment(pair[0].encode(photograph), boxes=BOXES, multimask=False).best()
+    expected, _ = pair[0].segment(pair[0].encode(photograph), boxes=BOXES, multimask_output=False).best()
     assert np.array_equal(segments.masks, expected)
     assert segments.prompt_index.tolist() == [1, 0]
 
@@ -144,7 +178,7 @@ def test_text_that_nothing_answers_to_gives_no_masks_and_costs_no_encoding(pair,
         ({"boxes": np.array([[30.0, 10.0, 20.0, 60.0]])}, "empty box"),
         ({"boxes": np.array([[np.inf, 10.0, 20.0, 60.0]])}, "four finite numbers"),
         ({"boxes": BOXES, "points": POINTS[:1], "labels": LABELS[:1]}, "don't match"),
-        ({"masks": np.zeros((1, 20, 20), bool)}, "bool mask of the image's 150 x 200"),
+        ({"mask_input": np.zeros((1, 20, 20), bool)}, "bool mask of the image's 150 x 200"),
         ({}, "no prompt"),
     ],
 )
