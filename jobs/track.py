@@ -1,4 +1,4 @@
-"""`vfm track`: follow an object through a video from a box, points, or words; memory stays flat however long it is."""
+"""`vfm track`: follow objects through a video from points, boxes, masks, or words, and correct them on the way."""
 
 from __future__ import annotations
 
@@ -6,30 +6,44 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import typer
 
 from jobs.cli import run
+from jobs.prompts import boxes_of, points_of
 from vfm_ops.errors import UsageError
 from vfm_ops.evaluate.overlay import draw_objects
 from vfm_ops.media.encode import write_video
-from vfm_ops.media.frame import DecodeSettings, Frame
-from vfm_ops.media.sandbox import Sandbox
+from vfm_ops.media.frame import Frame
 from vfm_ops.media.source import MediaSource
+from vfm_ops.media.video_frames import VideoFrames, frame_sandbox
 from vfm_ops.models.shipped import DEFAULT_DETECTOR, DEFAULT_TRACKER
+
+OPTIONS_OF_ARGUMENTS = {"max_frame_num_to_track": "--frames", "start_frame_idx": "--frame"}
 
 
 def command(
     video: Annotated[Path, typer.Argument(help="A video file.")],
     out: Annotated[Path, typer.Option(help="The video with masks drawn on it (.mp4).")],
-    box: Annotated[
-        list[str] | None, typer.Option(help="x0,y0,x1,y1 in pixels of the first frame; one an object.")
-    ] = None,
+    box: Annotated[list[str] | None, typer.Option(help="x0,y0,x1,y1 in pixels of --frame; one an object.")] = None,
     point: Annotated[
-        list[str] | None, typer.Option(help="x,y on the object on the first frame; one an object.")
+        list[str] | None,
+        typer.Option(help="'x,y x,y,0' on --frame: points of one object, those off it with a third number 0."),
     ] = None,
+    frame: Annotated[int, typer.Option(help="The frame of --box and --point, 0 for the first.", min=0)] = 0,
+    prompt_file: Annotated[
+        Path | None, typer.Option(help="Prompts, corrections and more, on any frame, from a JSON or YAML file.")
+    ] = None,
+    direction: Annotated[Literal["forward", "backward", "both"], typer.Option(help="From the prompts on.")] = "forward",
+    frames: Annotated[int | None, typer.Option(help="At most so many beyond the first, each way.", min=0)] = None,
+    fill_hole_area: Annotated[
+        int, typer.Option(help="Fill holes of at most so many pixels of the model's mask.", min=0)
+    ] = 0,
+    non_overlap_masks: Annotated[
+        bool, typer.Option("--non-overlap-masks", help="A pixel is of one object alone.")
+    ] = False,
     prompts: Annotated[str | None, typer.Option(help="What to detect and then follow: 'person . dog .'")] = None,
     model: Annotated[str, typer.Option(help="SAM 2 spec; see vfm models.")] = DEFAULT_TRACKER,
     detector: Annotated[str, typer.Option(help="Detector spec, with --prompts.")] = DEFAULT_DETECTOR,
@@ -39,64 +53,107 @@ def command(
     """Tracks by SAM 2's memory. Says how many frames and objects there were."""
     if not video.is_file():
         raise UsageError(f"there is no file {video}")
-    if bool(prompts) == bool(box or point):
-        raise UsageError("say what to follow: either --box / --point, or --prompts")
+    if bool(prompts) == bool(box or point or prompt_file):
+        raise UsageError("say what to follow: either --box, --point or --prompt-file, or --prompts")
     from vfm_ops.track.load import load_network
 
+    calls = _calls(box, point, frame, prompt_file)
     network = load_network(model, device=device)
-    source = MediaSource(str(video))
-    objects: set[Any] = set()
-    with Sandbox(DecodeSettings(jpeg=False, pixels=True)) as sandbox:
-        probe = sandbox.probe(source)
-        frames = sandbox.frames(source, None, probe)
-        found = (
-            _by_words(network, frames, prompts, detector, device) if prompts else _by_hand(network, frames, box, point)
-        )
-
-        def drawn() -> Iterator[np.ndarray]:
-            file = rows.open("w") if rows else None
-            try:
-                for rgb, index, seen in found:
-                    objects.update(o["track_id"] for o in seen)
-                    if file:
-                        file.writelines(json.dumps({"frame_index": index, **o}) + "\n" for o in seen)
-                    yield draw_objects(rgb, seen)
-            finally:
-                if file:
-                    file.close()
-
-        count = write_video(out, drawn(), probe.fps)
+    with frame_sandbox() as sandbox:
+        source = MediaSource(str(video))
+        seen = VideoFrames(source, sandbox)
+        if prompts:
+            found = _by_words(network, sandbox.frames(source, None, seen.probe), prompts, detector, device)
+        else:
+            settings = {"fill_hole_area": fill_hole_area, "non_overlap_masks": non_overlap_masks}
+            folder = prompt_file.parent if prompt_file else Path()
+            tracked = _by_hand(network, seen, calls, folder, direction, frames, settings)
+            seen.stop()
+            found = _with_pixels(sandbox.frames(source, None, seen.probe), tracked)
+        objects: set[Any] = set()
+        count = write_video(out, _drawn(found, rows, objects), seen.probe.fps)
     print(f"{out}: {count} frames, {len(objects)} objects")
     return 0
 
 
-def _by_hand(
-    network: Any, frames: Iterator[Frame], boxes: list[str] | None, points: list[str] | None
-) -> Iterator[tuple[np.ndarray, int, list[dict]]]:
-    """Follows what was pointed at on the first frame. Yields pixels, frame index, objects."""
-    from vfm_ops.track.masks import encode_rle, mask_box
-    from vfm_ops.track.prompts import Prompt
-    from vfm_ops.track.tracker import Sam2Tracker
+def _drawn(
+    found: Iterator[tuple[np.ndarray, int, list[dict]]], rows: Path | None, objects: set[Any]
+) -> Iterator[np.ndarray]:
+    """Frames with their objects on them, whose ids are put into `objects`, and whose rows are written."""
+    file = rows.open("w") if rows else None
+    try:
+        for rgb, index, seen in found:
+            objects.update(o["track_id"] for o in seen)
+            if file:
+                file.writelines(json.dumps({"frame_index": index, **o}) + "\n" for o in seen)
+            yield draw_objects(rgb, seen)
+    finally:
+        if file:
+            file.close()
 
-    given = [Prompt(i, box=_numbers(b, 4, "--box")) for i, b in enumerate(boxes or [])]
-    given += [
-        Prompt(len(given) + i, points=[_numbers(p, 2, "--point")], labels=[1]) for i, p in enumerate(points or [])
-    ]
-    tracker = Sam2Tracker(network)
-    for number, frame in enumerate(frames):
+
+def _calls(boxes: list[str] | None, points: list[str] | None, frame: int, file: Path | None) -> list[Any]:
+    """What is said of the objects, numbered from 0 in the order of the options; then the file's."""
+    from vfm_ops.track.prompt_file import AddPrompt, read_calls
+
+    shown: list[dict[str, Any]] = [{"box": b} for b in boxes_of(boxes)]
+    shown += [{"points": xy, "labels": on} for xy, on in points_of(points)]
+    calls: list[Any] = [AddPrompt.model_validate({"frame_idx": frame, "obj_id": i, **s}) for i, s in enumerate(shown)]
+    return calls + (read_calls(file) if file else [])
+
+
+def _by_hand(
+    network: Any,
+    video: VideoFrames,
+    calls: list[Any],
+    folder: Path,
+    direction: str,
+    frames: int | None,
+    settings: dict[str, Any],
+) -> dict[int, dict[int, dict]]:
+    """Makes the calls, then tracks what is left. Returns the objects of each frame, as rows: the last that was said of each.
+
+    They are held until all is tracked, a few hundred bytes each: a correction may change any of them.
+    """
+    from vfm_ops.track.memory_bank import BankPolicy
+    from vfm_ops.track.prompt_file import PropagateInVideo, RemoveObject, ResetState, run_calls
+    from vfm_ops.track.session import VideoSession
+    from vfm_ops.track.tracker import Sam2Tracker, TrackerSettings
+
+    bank = BankPolicy(around_prompts=direction != "forward")
+    session = VideoSession(Sam2Tracker(network, TrackerSettings(bank=bank, **settings)), video)
+    ways = {"forward": [False], "backward": [True], "both": [False, True]}[direction]
+    rest = [PropagateInVideo(max_frame_num_to_track=frames, reverse=reverse) for reverse in ways]
+    rows: dict[int, dict[int, dict]] = {}
+    for call in [*calls, *rest]:
+        if isinstance(call, RemoveObject | ResetState):
+            gone = session.object_ids if isinstance(call, ResetState) else [call.obj_id]
+            rows = {t: {i: row for i, row in seen.items() if i not in gone} for t, seen in rows.items()}
+        for masks in run_calls(session, [call], folder):
+            rows.setdefault(masks.frame_index, {}).update(_rows(masks))
+    return rows
+
+
+def _rows(masks: Any) -> dict[int, dict]:
+    """Row of each object that was tracked on a frame; an empty one where it does not show."""
+    from vfm_ops.track.masks import encode_rle, mask_box
+
+    found: dict[int, dict] = {}
+    for object_id, mask, score, visible in zip(masks.object_ids, masks.masks(), masks.scores, masks.visible):
+        found[object_id] = {}
+        if visible and mask.any():
+            box = [float(v) for v in mask_box(mask)]
+            found[object_id] = {"track_id": object_id, "box": box, "mask": encode_rle(mask), "score": float(score)}
+    return found
+
+
+def _with_pixels(
+    frames: Iterator[Frame], rows: dict[int, dict[int, dict]]
+) -> Iterator[tuple[np.ndarray, int, list[dict]]]:
+    """Yields pixels, frame index, objects."""
+    for frame in frames:
         assert frame.pixels is not None
-        masks = tracker.track(frame.pixels)
-        if number == 0:
-            masks = tracker.prompt(given)
-        seen = []
-        for i, object_id in enumerate(masks.object_ids):
-            mask = masks.mask(object_id)
-            if masks.visible[i] and mask.any():
-                box = [float(v) for v in mask_box(mask)]
-                seen.append(
-                    {"track_id": object_id, "box": box, "mask": encode_rle(mask), "score": float(masks.scores[i])}
-                )
-        yield frame.pixels, frame.frame_index, seen
+        yield frame.pixels, frame.frame_index, [row for row in rows.get(frame.frame_index, {}).values() if row]
 
 
 def _by_words(
@@ -120,16 +177,6 @@ def _by_words(
                 for r in rows
             ],
         )
-
-
-def _numbers(text: str, count: int, option: str) -> list[float]:
-    try:
-        values = [float(v) for v in text.split(",")]
-    except ValueError:
-        values = []
-    if len(values) != count or not np.isfinite(values).all():
-        raise UsageError(f"{option} {text}: give {count} numbers, separated by commas")
-    return values
 
 
 if __name__ == "__main__":

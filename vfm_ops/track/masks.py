@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TypedDict
-
 import numpy as np
 from pycocotools import mask as coco
+from typing_extensions import TypedDict  # pydantic takes the standard library's from Python 3.12 on
+
+from vfm_ops.errors import UsageError
 
 
 class Rle(TypedDict):
@@ -24,6 +25,33 @@ def encode_rle(mask_HW: np.ndarray) -> Rle:
 def decode_rle(rle: Rle) -> np.ndarray:
     """COCO RLE -> bool (H, W)."""
     return coco.decode({"size": rle["size"], "counts": rle["counts"].encode("ascii")}).astype(bool)
+
+
+def checked_rle(rle: Rle) -> np.ndarray:
+    """COCO RLE of anyone -> bool (H, W); UsageError for what is none. pycocotools would write wherever bad runs lead it."""
+    (height, width), runs = rle["size"], _runs(rle["counts"])
+    if height < 1 or width < 1 or any(n < 0 for n in runs) or sum(runs) != height * width:
+        raise UsageError(
+            f"a mask is no COCO RLE: its runs do not fill {height} x {width} pixels (size is [height, width])"
+        )
+    return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(width, height).T
+
+
+def _runs(counts: str) -> list[int]:
+    """Run lengths of pycocotools' text: groups of six bits, five of them of a number; from the third on, differences."""
+    runs: list[int] = []
+    value = shift = 0
+    for character in counts:
+        bits = ord(character) - 48
+        if not 0 <= bits < 64 or shift > 30:
+            raise UsageError("a mask is no COCO RLE: its counts are not what pycocotools writes")
+        value |= (bits & 0x1F) << shift
+        shift += 5
+        if not bits & 0x20:
+            value -= (bits >> 4 & 1) << shift
+            runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+            value = shift = 0
+    return runs
 
 
 def mask_box(mask_HW: np.ndarray) -> np.ndarray:

@@ -1,0 +1,159 @@
+"""`vfm segment`: masks of objects in pictures, from points, boxes and masks, or of everything that is there."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import cv2
+import numpy as np
+import typer
+
+from jobs.cli import run
+from jobs.detect import read_pictures
+from jobs.prompts import boxes_of, points_of
+from vfm_ops.errors import MediaError, UsageError
+from vfm_ops.evaluate.overlay import draw_objects
+from vfm_ops.evaluate.sheet import contact_sheet
+from vfm_ops.models.shipped import DEFAULT_TRACKER
+
+OPTIONS_OF_ARGUMENTS = {"points": "--point", "boxes": "--box"}
+MENDED = "of at most so many pixels of the model's mask"
+
+
+def command(
+    pictures: Annotated[list[Path], typer.Argument(help="Image files.")],
+    box: Annotated[list[str] | None, typer.Option(help="x0,y0,x1,y1 in pixels; one an object.")] = None,
+    point: Annotated[
+        list[str] | None,
+        typer.Option(help="'x,y x,y,0': points of one object, those off it with a third number 0; one an object."),
+    ] = None,
+    prompt_file: Annotated[Path | None, typer.Option(help="Objects from a JSON or YAML file.")] = None,
+    everything: Annotated[
+        bool, typer.Option("--everything", help="Every object, by a grid of points, without prompts.")
+    ] = False,
+    model: Annotated[str, typer.Option(help="SAM or SAM 2 spec; see vfm models.")] = DEFAULT_TRACKER,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    multimask_output: Annotated[bool, typer.Option(help="Choose the best of three masks, else take the one.")] = True,
+    max_hole_area: Annotated[int, typer.Option(help=f"Fill holes {MENDED}.", min=0)] = 0,
+    max_sprinkle_area: Annotated[int, typer.Option(help=f"Take out specks {MENDED}.", min=0)] = 0,
+    points_per_side: Annotated[int, typer.Option(help="The grid of --everything is its square.", min=1)] = 32,
+    min_iou: Annotated[float, typer.Option(help="Least predicted IoU, with --everything.")] = 0.88,
+    min_stability: Annotated[float, typer.Option(help="Least stability score, with --everything.")] = 0.95,
+    max_overlap: Annotated[float, typer.Option(help="Box IoU of two masks that are one, with --everything.")] = 0.7,
+    min_area: Annotated[int, typer.Option(help="Least pixels of a mask, with --everything.", min=0)] = 0,
+    sheet: Annotated[Path | None, typer.Option(help="Also draw the masks, on this picture.")] = None,
+    return_logits: Annotated[Path | None, typer.Option(help="Also write mask logits, to this .npz.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON line a picture, masks as COCO RLE.")] = False,
+) -> int:
+    """Prints each object's box, area and predicted IoU. Exit code 1 when a picture is bad."""
+    prompted = bool(box or point or prompt_file)
+    if prompted == everything:
+        raise UsageError("say what to segment: --box, --point or --prompt-file, or else --everything")
+    if everything and return_logits:
+        raise UsageError("--return-logits goes with prompts: --everything gives masks alone")
+    from vfm_ops.segment.automatic import GridSettings
+    from vfm_ops.segment.segmenter import load_segmenter
+
+    grid = GridSettings(points_per_side, min_iou, min_stability, max_overlap=max_overlap, min_area=min_area)
+    asked = [] if everything else _entries(box, point, prompt_file, pictures)
+    folder = prompt_file.parent if prompt_file else Path()
+    mending = {"max_hole_area": max_hole_area, "max_sprinkle_area": max_sprinkle_area}
+    segmenter = load_segmenter(model, device=device)
+    drawn: dict[str, np.ndarray] = {}
+    logits: dict[str, np.ndarray] = {}
+    bad = 0
+    for path, rgb in read_pictures(pictures):
+        if isinstance(rgb, MediaError):
+            print(f"error: {rgb}", file=sys.stderr)
+            bad += 1
+            continue
+        if everything:
+            objects = _everything(segmenter, rgb, grid)
+        else:
+            objects = list(_prompted(segmenter, rgb, path, asked, folder, multimask_output, mending))
+        logits |= {f"{path.name}/{o['object']}": o.pop("logits") for o in objects if "logits" in o}
+        print(json.dumps({"picture": str(path), "objects": objects}) if as_json else _lines(path, objects))
+        drawn[path.name] = draw_objects(rgb, [{**o, "track_id": o["object"]} for o in objects])
+    _write(sheet, drawn, return_logits, logits)
+    if bad:
+        print(f"{bad} pictures could not be read", file=sys.stderr)
+    return 1 if bad else 0
+
+
+def _entries(boxes: list[str] | None, points: list[str] | None, file: Path | None, pictures: list[Path]) -> list[Any]:
+    """What is asked for, in the order of the options, the file last. UsageError for a picture that is not among those given."""
+    from vfm_ops.segment.prompt_file import ImageEntry, read_image_prompts
+
+    entries = [ImageEntry(box=tuple(b)) for b in boxes_of(boxes)]  # type: ignore[arg-type]
+    entries += [ImageEntry(points=xy, labels=on) for xy, on in points_of(points)]  # type: ignore[arg-type]
+    entries += read_image_prompts(file) if file else []
+    known = {name for p in pictures for name in (p.name, str(p))}
+    for entry in entries:
+        if entry.image is not None and entry.image not in known:
+            raise UsageError(f"--prompt-file {file} names {entry.image}, which is none of the pictures given")
+    return entries
+
+
+def _prompted(
+    segmenter: Any, rgb: np.ndarray, path: Path, entries: list[Any], folder: Path, multimask: bool, mending: dict
+) -> Iterator[dict[str, Any]]:
+    """The best candidate of each object asked for on a picture."""
+    from vfm_ops.segment.prompt_file import segment_entry
+    from vfm_ops.track.masks import encode_rle, mask_box
+
+    encoded = segmenter.encode(rgb)
+    for number, entry in enumerate(entries, 1):
+        if entry.image not in (None, path.name, str(path)):
+            continue
+        found = segment_entry(segmenter, encoded, entry, folder, multimask_output=multimask, **mending)
+        best = int(found.scores[0].argmax())
+        on_image = found.logits_on_image(0)[best].cpu().numpy()
+        mask = on_image > 0
+        yield {
+            "object": number,
+            "box": [float(v) for v in mask_box(mask)],
+            "area": int(mask.sum()),
+            "score": float(found.scores[0, best]),
+            "mask": encode_rle(mask),
+            "logits": on_image,
+        }
+
+
+def _everything(segmenter: Any, rgb: np.ndarray, grid: Any) -> list[dict[str, Any]]:
+    """All objects of a picture, most confident first."""
+    from vfm_ops.segment.automatic import generate_masks
+
+    return [
+        {
+            "object": number,
+            "box": m.box.tolist(),
+            "area": m.area,
+            "score": m.score,
+            "stability": m.stability,
+            "mask": m.rle,
+        }
+        for number, m in enumerate(generate_masks(segmenter, rgb, grid), 1)
+    ]
+
+
+def _lines(path: Path, objects: list[dict[str, Any]]) -> str:
+    head = f"{path}: {len(objects)} masks"
+    return "\n".join([head, *(f"  {o['object']:>4}  {o['score']:.3f}  {o['area']:>8} px  {o['box']}" for o in objects)])
+
+
+def _write(sheet: Path | None, drawn: dict[str, np.ndarray], file: Path | None, logits: dict[str, np.ndarray]) -> None:
+    if sheet and drawn:
+        picture = contact_sheet(list(drawn.values()), list(drawn), cell=(480, 360))
+        cv2.imwrite(str(sheet), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+        print(f"wrote {sheet}", file=sys.stderr)
+    if file:
+        np.savez_compressed(file, **logits)  # type: ignore[arg-type]
+        print(f"wrote {file}: float32 logits, PICTURE/OBJECT", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(run(command))
