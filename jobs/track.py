@@ -21,7 +21,7 @@ from vfm_ops.media.source import MediaSource
 from vfm_ops.media.video_frames import VideoFrames, frame_sandbox
 from vfm_ops.models.shipped import DEFAULT_DETECTOR, DEFAULT_TRACKER
 
-OPTIONS_OF_ARGUMENTS = {"max_frame_num_to_track": "--frames", "start_frame_idx": "--frame"}
+OPTIONS_OF_ARGUMENTS = {"max_frame_num_to_track": "--frames", "frame_idx": "--frame"}
 
 
 def command(

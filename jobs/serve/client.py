@@ -10,7 +10,7 @@ import base64
 import json
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from types import TracebackType
 from typing import Any, TypeVar
 from urllib.parse import quote
@@ -18,6 +18,7 @@ from urllib.parse import quote
 import numpy as np
 
 from vfm_ops.errors import UsageError, VfmError
+from vfm_ops.track.masks import Rle, encode_rle
 
 Image = bytes | str | os.PathLike
 Box = Sequence[float]
@@ -68,12 +69,15 @@ class Detection:
 
 @dataclass(frozen=True)
 class Mask:
-    """rle: COCO RLE (`pycocotools.mask.decode`). box: xyxy. score: the model's own estimate of its IoU."""
+    """rle: COCO RLE (`pycocotools.mask.decode`). box: xyxy. score: the model's own estimate of its IoU. logits: float32
+    (height, width), low_res_logits: as `mask_input` takes them; both only where they were asked for."""
 
     rle: dict[str, Any]
     box: tuple[float, ...]
     score: float
     area: int
+    logits: np.ndarray | None = None
+    low_res_logits: np.ndarray | None = None
 
 
 class Client:
@@ -225,15 +229,40 @@ class SegmentSession(_Session):
     kind = "segment"
 
     def click(
-        self, points: Sequence[Box] | None = None, labels: Sequence[int] | None = None, box: Box | None = None
+        self,
+        points: Sequence[Box] | None = None,
+        labels: Sequence[int] | None = None,
+        box: Box | None = None,
+        *,
+        mask: Rle | None = None,
+        mask_input: np.ndarray | None = None,
+        multimask_output: bool = True,
+        return_logits: bool = False,
+        max_hole_area: int = 0,
+        max_sprinkle_area: int = 0,
     ) -> list[Mask]:
-        """Candidate masks of one object, best first. labels: 1 on the object, 0 off it."""
-        answer = self._client._post(f"segment/sessions/{self.id}", _prompt(points, labels, box))
-        return [Mask(c["mask"], tuple(c["box"]), c["score"], c["area"]) for c in answer["candidates"]]
+        """Candidate masks of one object, best first. labels: 1 on the object, 0 off it. mask: a coarse one, COCO RLE; or
+        mask_input: an earlier answer's `low_res_logits`."""
+        body = {
+            **_prompt(points, labels, box, mask),
+            "multimask_output": multimask_output,
+            "return_logits": return_logits,
+        }
+        body |= {"max_hole_area": max_hole_area, "max_sprinkle_area": max_sprinkle_area}
+        if mask_input is not None:
+            body["mask_input"] = base64.b64encode(np.asarray(mask_input, "<f4").tobytes()).decode()
+        answer = self._client._post(f"segment/sessions/{self.id}", body)
+        size = self.facts["height"], self.facts["width"]
+        return [_mask(candidate, size) for candidate in answer["candidates"]]
+
+    def everything(self, **grid: Any) -> list[Mask]:
+        """Every object, best first. grid: points_per_side, min_iou, min_stability, max_overlap, min_area."""
+        answer = self._client._post(f"segment/sessions/{self.id}/everything", grid)
+        return [_mask(found, (0, 0)) for found in answer["masks"]]
 
 
 class TrackSession(_Session):
-    """A video whose objects are followed."""
+    """A video whose objects are followed; its methods are those of `vfm_ops.track.session.VideoSession`."""
 
     kind = "track"
 
@@ -244,15 +273,62 @@ class TrackSession(_Session):
         points: Sequence[Box] | None = None,
         labels: Sequence[int] | None = None,
         box: Box | None = None,
-    ) -> None:
-        """What to follow, or a correction of it on a frame that was tracked already."""
-        body = {"frame_index": frame_index, "object_id": object_id, **_prompt(points, labels, box)}
-        self._client._post(f"track/sessions/{self.id}/prompts", body)
+        mask: Rle | None = None,
+        clear_old_points: bool = True,
+    ) -> dict[str, Any]:
+        """What to follow, or a correction of it on a frame that was tracked already. mask: COCO RLE. Returns the object on
+        that frame, as `stream` has it."""
+        body = {"frame_index": frame_index, "object_id": object_id, **_prompt(points, labels, box, mask)}
+        return self._call("prompts", body | {"clear_old_points": clear_old_points})["object"]
 
-    def stream(self, frames: int = 100_000) -> Iterator[dict[str, Any]]:
-        """Results as they are made: frame_index, pts_s, objects (object_id, visible, score, mask, box)."""
+    def add_new_points_or_box(
+        self,
+        frame_idx: int,
+        obj_id: int,
+        points: Sequence[Box] | None = None,
+        labels: Sequence[int] | None = None,
+        clear_old_points: bool = True,
+        box: Box | None = None,
+    ) -> dict[str, Any]:
+        """See `prompt`."""
+        return self.prompt(frame_idx, obj_id, points, labels, box, clear_old_points=clear_old_points)
+
+    def add_new_mask(self, frame_idx: int, obj_id: int, mask: np.ndarray) -> dict[str, Any]:
+        """See `prompt`. mask: bool (height, width)."""
+        return self.prompt(frame_idx, obj_id, mask=encode_rle(np.asarray(mask, bool)))
+
+    def propagate_in_video(
+        self, start_frame_idx: int | None = None, max_frame_num_to_track: int | None = None, reverse: bool = False
+    ) -> Iterator[dict[str, Any]]:
+        """See `stream`. max_frame_num_to_track: frames beyond the first."""
+        frames = 100_000 if max_frame_num_to_track is None else max_frame_num_to_track + 1
+        return self.stream(frames, start_frame_idx, reverse)
+
+    def remove_object(self, obj_id: int) -> None:
+        """Forgets an object and its prompts."""
+        self._call("remove_object", {"object_id": obj_id})
+
+    def clear_all_prompts_in_frame(self, frame_idx: int, obj_id: int) -> None:
+        """Takes back what was said of an object on a frame."""
+        self._call("clear_all_prompts_in_frame", {"frame_index": frame_idx, "object_id": obj_id})
+
+    def reset_state(self) -> None:
+        """Forgets all objects and prompts."""
+        self._call("reset_state", {})
+
+    def _call(self, name: str, body: dict[str, Any]) -> dict[str, Any]:
+        return self._client._post(f"track/sessions/{self.id}/{name}", body)
+
+    def stream(
+        self, frames: int = 100_000, start_frame_idx: int | None = None, reverse: bool = False
+    ) -> Iterator[dict[str, Any]]:
+        """Results as they are made: frame_index, pts_s, objects (object_id, visible, score, mask, box).
+
+        Without `start_frame_idx`, of what is not tracked yet, or was changed by a prompt since.
+        """
         path = f"track/sessions/{self.id}/stream"
-        with self._client._request("GET", path, params={"frames": frames}, stream=True) as response:
+        query = {"frames": frames, "start_frame_idx": start_frame_idx, "reverse": reverse}
+        with self._client._request("GET", path, params=query, stream=True) as response:
             for line in response.iter_lines():
                 result = json.loads(line)
                 if "error" in result:
@@ -260,9 +336,20 @@ class TrackSession(_Session):
                 yield result
 
 
-def _prompt(points: Any, labels: Any, box: Any) -> dict[str, Any]:
+def _prompt(points: Any, labels: Any, box: Any, mask: Any) -> dict[str, Any]:
     given = {"points": points, "labels": labels, "box": box}
-    return {name: np.asarray(value).tolist() for name, value in given.items() if value is not None}
+    body = {name: np.asarray(value).tolist() for name, value in given.items() if value is not None}
+    return body if mask is None else body | {"mask": mask}
+
+
+def _mask(answer: dict[str, Any], size: tuple[int, int]) -> Mask:
+    """size: (height, width) of the image. An answer's own logits are square."""
+    made = Mask(answer["mask"], tuple(answer["box"]), answer["score"], answer["area"])
+    if "logits" not in answer:
+        return made
+    full, low = (np.frombuffer(base64.b64decode(answer[k]), "<f4") for k in ("logits", "low_res_logits"))
+    side = round(len(low) ** 0.5)
+    return replace(made, logits=full.reshape(size), low_res_logits=low.reshape(side, side))
 
 
 def _page(answer: dict[str, Any]) -> Page:

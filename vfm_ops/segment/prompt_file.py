@@ -34,7 +34,7 @@ def segment_entry(
     segmenter: Segmenter,
     encoded: EncodedImage,
     entry: Shown,
-    folder: Path,
+    folder: Path = Path(),
     *,
     mask_input: np.ndarray | None = None,
     multimask_output: bool = True,

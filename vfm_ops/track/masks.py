@@ -27,8 +27,13 @@ def decode_rle(rle: Rle) -> np.ndarray:
     return coco.decode({"size": rle["size"], "counts": rle["counts"].encode("ascii")}).astype(bool)
 
 
-def checked_rle(rle: Rle) -> np.ndarray:
-    """COCO RLE of anyone -> bool (H, W); UsageError for what is none. pycocotools would write wherever bad runs lead it."""
+def checked_rle(rle: Rle, size: tuple[int, int] | None = None) -> np.ndarray:
+    """COCO RLE of anyone -> bool (H, W); UsageError for what is none, or is of another size than the (height, width) wanted.
+
+    pycocotools would write wherever bad runs lead it, and a small text may stand for any number of pixels.
+    """
+    if size is not None and tuple(rle["size"]) != size:
+        raise UsageError(f"a mask has the size {list(rle['size'])}: give {size[0]} x {size[1]} (height x width)")
     (height, width), runs = rle["size"], _runs(rle["counts"])
     if height < 1 or width < 1 or any(n < 0 for n in runs) or sum(runs) != height * width:
         raise UsageError(

@@ -173,7 +173,7 @@ class VideoSession:
         if max_frame_num_to_track is not None and max_frame_num_to_track < 0:
             raise UsageError(f"`max_frame_num_to_track` must be 0 or more frames, not {max_frame_num_to_track}")
         if start_frame_idx is not None:
-            self._check_frame(start_frame_idx)
+            self._check_frame(start_frame_idx, "start_frame_idx")
             for progress in self._progress.values():
                 progress.backward, progress.forward = (
                     (start_frame_idx, progress.forward) if reverse else (progress.backward, start_frame_idx)
@@ -245,6 +245,6 @@ class VideoSession:
         rgb = None if self.tracker.holds(index) else self.frames[index]
         return self.tracker.track(rgb, frame_index=index, prompts=prompts, reverse=reverse, object_ids=object_ids)
 
-    def _check_frame(self, index: int) -> None:
+    def _check_frame(self, index: int, name: str = "frame_idx") -> None:
         if not 0 <= index < len(self.frames):
-            raise UsageError(f"there is no frame {index}: the video has frames 0 to {len(self.frames) - 1}")
+            raise UsageError(f"`{name}` is {index}, but the video has frames 0 to {len(self.frames) - 1}")

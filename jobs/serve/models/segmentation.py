@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import gc
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from jobs.serve.sessions import HoldsSessions, Sessions
 from jobs.serve.settings import ModelChoice, RequestLimits
 from jobs.serve.uploads import Decoder
 from vfm_ops.allocator import give_back_memory
+from vfm_ops.errors import UsageError
 
 if TYPE_CHECKING:
     from vfm_ops.segment.segmenter import EncodedImage, Segmenter
@@ -43,40 +45,72 @@ class Segmentation(HoldsSessions):
         self._sessions.add(session, encoded)
         return {"width": rgb.shape[1], "height": rgb.shape[0], "expires_s": self._sessions.expires_s}
 
-    async def segment(self, session: str, prompt: dict[str, Any], multimask: bool) -> list[dict[str, Any]]:
-        """Candidates, best first: mask (COCO RLE), box, score. prompt: points, labels and / or box. UsageError; Problem 404."""
+    async def segment(self, session: str, prompt: dict[str, Any]) -> list[dict[str, Any]]:
+        """Candidates, best first: mask (COCO RLE), box, score. prompt: a `SegmentClick`. UsageError; Problem 404."""
         segmenter, encoded = await self._segmenter.get(), self._sessions.get(session)
         async with self._one_at_a_time:
-            return await asyncio.to_thread(_candidates, segmenter, encoded, prompt, multimask)
+            return await asyncio.to_thread(_candidates, segmenter, encoded, prompt)
+
+    async def everything(self, session: str, grid: dict[str, Any]) -> list[dict[str, Any]]:
+        """Masks of all that a grid of points finds, best first. grid: a `SegmentEverything`. Problem 404."""
+        segmenter, encoded = await self._segmenter.get(), self._sessions.get(session)
+        async with self._one_at_a_time:
+            return await asyncio.to_thread(_everything, segmenter, encoded, grid)
 
     def __del__(self) -> None:
         if hasattr(self, "_decoder"):
             self._decoder.close()
 
 
-def _candidates(
-    segmenter: Segmenter, encoded: EncodedImage, prompt: dict[str, Any], multimask: bool
-) -> list[dict[str, Any]]:
-    from vfm_ops.track.masks import encode_rle, mask_box
+def _candidates(segmenter: Segmenter, encoded: EncodedImage, prompt: dict[str, Any]) -> list[dict[str, Any]]:
+    from vfm_ops.segment.prompt_file import segment_entry
+    from vfm_ops.track.masks import checked_rle, encode_rle, mask_box
+    from vfm_ops.track.prompt_file import Shown
 
-    points, labels, box = (prompt.get(name) for name in ("points", "labels", "box"))
-    found = segmenter.segment(
-        encoded,
-        points=None if points is None else [np.asarray(points, np.float32)],
-        labels=None if labels is None else [np.asarray(labels, np.int64)],
-        boxes=None if box is None else np.asarray([box], np.float32),
-        multimask_output=multimask,
-    )
-    scores, masks = found.scores[0], found.masks()[0]
+    shown = Shown(**{name: prompt[name] for name in ("points", "labels", "box")})
+    coarse = _float32(prompt["mask_input"], segmenter)
+    if prompt["mask"] is not None:
+        if coarse is not None:
+            raise UsageError("give mask or mask_input, one of the two")
+        coarse = checked_rle(prompt["mask"], encoded.size)
+    options = {name: prompt[name] for name in ("multimask_output", "max_hole_area", "max_sprinkle_area")}
+    found = segment_entry(segmenter, encoded, shown, mask_input=coarse, **options)
+    scores, logits = found.scores[0], found.logits_on_image(0).cpu().numpy()
+    candidates = []
+    for k in np.argsort(-scores):
+        mask = logits[k] > 0
+        box = [float(v) for v in mask_box(mask)]
+        made = {"score": float(scores[k]), "mask": encode_rle(mask), "box": box, "area": int(mask.sum())}
+        if prompt["return_logits"]:
+            made["logits"] = _base64(logits[k])
+            made["low_res_logits"] = _base64(found.logits_NKhw[0, k].cpu().numpy())
+        candidates.append(made)
+    return candidates
+
+
+def _everything(segmenter: Segmenter, encoded: EncodedImage, grid: dict[str, Any]) -> list[dict[str, Any]]:
+    from vfm_ops.segment.automatic import GridSettings, generate_masks
+
     return [
-        {
-            "score": float(scores[k]),
-            "mask": encode_rle(masks[k]),
-            "box": [float(v) for v in mask_box(masks[k])],
-            "area": int(masks[k].sum()),
-        }
-        for k in np.argsort(-scores)
+        {"score": m.score, "mask": m.rle, "box": m.box.tolist(), "area": m.area, "stability": m.stability}
+        for m in generate_masks(segmenter, encoded, GridSettings(**grid))
     ]
+
+
+def _float32(data: bytes | None, segmenter: Segmenter) -> np.ndarray | None:
+    """Mask logits (h, w) as they were sent; UsageError for another number of them."""
+    if data is None:
+        return None
+    side = segmenter.geometry.image_size // 4
+    if len(data) != 4 * side * side:
+        raise UsageError(
+            f"mask_input has {len(data)} bytes: give float32 of {side} x {side}, an answer's low_res_logits"
+        )
+    return np.frombuffer(data, "<f4").reshape(side, side)
+
+
+def _base64(values: np.ndarray) -> str:
+    return base64.b64encode(np.ascontiguousarray(values, "<f4").tobytes()).decode()
 
 
 async def expire_for_ever(sessions: Sessions[Any]) -> None:

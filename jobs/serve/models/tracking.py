@@ -1,15 +1,16 @@
-"""Tracking replicas: a session holds one video's tracker; frames are decoded as they are tracked, results leave as they come.
+"""Tracking replicas: a session holds one video's objects; frames are decoded as they are tracked, results leave as they come.
 
-Prompts are taken at any time. One on a frame ahead waits for it. One on a frame that was tracked already is a correction:
-tracking goes back to that frame and on from there.
+Prompts are answered at once, at any time. One on a frame that was tracked already is a correction: tracking goes back to that
+frame, with the objects that changed, and on from there.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -19,42 +20,97 @@ from jobs.serve.problems import Problem
 from jobs.serve.sessions import HoldsSessions, Sessions
 from jobs.serve.settings import ModelChoice, RequestLimits
 from vfm_ops.errors import UsageError
-from vfm_ops.media.frame import DecodeSettings, Frame
-from vfm_ops.media.probe import Probe
-from vfm_ops.media.sandbox import Sandbox
 from vfm_ops.media.source import MediaSource
+from vfm_ops.media.video_frames import VideoFrames, frame_sandbox
 
 if TYPE_CHECKING:
     from vfm_ops.track.frames import FrameMasks
-    from vfm_ops.track.prompts import Prompt
-    from vfm_ops.track.tracker import Sam2Tracker
+    from vfm_ops.track.session import VideoSession
 
+T = TypeVar("T")
 # How many frames back a correction still sees the memories that it would have seen at the time.
 HISTORY = 64
 MOST_OBJECTS = 16
+MOST_ANSWERED = 5000  # frames whose answers are held, for the objects that a correction leaves as they are
 
 
 @dataclass
 class Following:
-    """One session: a video, its tracker, the prompts that wait for their frame, and the frame that comes next."""
+    """One session: a video, what is followed on it, and the latest answer for each object and frame."""
 
-    source: MediaSource
-    probe: Probe
-    tracker: Sam2Tracker
-    prompts: dict[int, dict[int, Prompt]] = field(default_factory=dict)
-    position: int = 0
-    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    frames: VideoFrames
+    session: VideoSession
+    answers: dict[int, dict[int, dict[str, Any]]] = field(default_factory=dict)
+    streaming: asyncio.Lock = field(default_factory=asyncio.Lock)
+    # Held by the thread at work, not by the request that waits for it: a client may hang up while the thread goes on.
+    turn: threading.Lock = field(default_factory=threading.Lock)
 
-    def add(self, frame_index: int, prompt: Prompt) -> None:
-        """Takes a prompt; tracking goes back to its frame when it has passed it, or has not begun."""
-        if not 0 <= frame_index < self.probe.frame_count:
-            raise UsageError(
-                f"frame_index is {frame_index}, but the video has frames 0 to {self.probe.frame_count - 1}"
-            )
-        self.prompts.setdefault(frame_index, {})[prompt.object_id] = prompt
-        started = bool(self.tracker.object_ids)
-        if frame_index < self.position or not started:
-            self.position = min(self.prompts) if not started else frame_index
+    def call(self, method: Callable[..., T], *arguments: Any) -> T:
+        """Calls a method of the session, when no other thread does."""
+        with self.turn:
+            return method(*arguments)
+
+    def prompt(self, index: int, prompt: dict[str, Any]) -> dict[str, Any]:
+        """Takes a prompt (`TrackPrompt`). Returns the object's answer on that frame. UsageError."""
+        from vfm_ops.track.masks import checked_rle
+
+        with self.turn:
+            session, object_id = self.session, prompt["object_id"]
+            try:
+                if prompt["mask"] is not None:
+                    size = self.frames.probe.height, self.frames.probe.width
+                    found = session.add_new_mask(index, object_id, checked_rle(prompt["mask"], size))
+                else:
+                    shown = (prompt[name] for name in ("points", "labels", "clear_old_points", "box"))
+                    found = session.add_new_points_or_box(index, object_id, *shown)
+            finally:
+                self.frames.stop()
+            return self._remember(found)[object_id]
+
+    def decode(self, reverse: bool) -> None:
+        """Decodes the frame that is tracked next, which needs no model."""
+        with self.turn:
+            index = self.session.next_frame(reverse)
+            if index is not None and not self.session.tracker.holds(index):
+                try:
+                    self.frames[index]
+                except IndexError:
+                    return  # fewer frames than the header says; the session will see
+
+    def advance(self, passing: Iterator[FrameMasks]) -> dict[str, Any] | None:
+        """The next frame's result, with the answers that other objects have on it; None when all is tracked."""
+        with self.turn:
+            found = next(passing, None)
+            if found is None:
+                return None
+            index, answers = found.frame_index, self._remember(found)
+            objects = [answers[i] for i in self.session.object_ids if i in answers]
+            return {"frame_index": index, "pts_s": float(self.frames.probe.pts_s[index]), "objects": objects}
+
+    def forget(self, object_id: int | None = None) -> None:
+        """Forgets an object, or all. UsageError."""
+        with self.turn:
+            if object_id is None:
+                self.session.reset_state()
+                self.answers.clear()
+                return
+            self.session.remove_object(object_id)
+            for answers in self.answers.values():
+                answers.pop(object_id, None)
+
+    def standing(self) -> dict[str, Any]:
+        """How many objects there are, and the frame from which tracking goes on; the video's length when all is tracked."""
+        with self.turn:
+            ahead = self.session.next_frame()
+            next_frame = len(self.frames) if ahead is None else ahead
+            return {"next_frame": next_frame, "objects": len(self.session.object_ids)}
+
+    def _remember(self, found: FrameMasks) -> dict[int, dict[str, Any]]:
+        answers = self.answers.setdefault(found.frame_index, {})
+        answers.update({answer["object_id"]: answer for answer in _objects(found)})
+        while len(self.answers) > MOST_ANSWERED:
+            del self.answers[next(iter(self.answers))]
+        return answers
 
 
 class Tracking(HoldsSessions):
@@ -69,23 +125,30 @@ class Tracking(HoldsSessions):
             lambda: load_network(chosen.spec, device=chosen.device, dtype=dtype),  # type: ignore[arg-type]
             chosen.is_eager,
         )
-        settings = DecodeSettings(jpeg=False, pixels=True, limits=limit.media())
-        self._sandbox = Sandbox(settings)
+        self._sandbox = frame_sandbox(limit.media())
         self._sessions: Sessions[Following] = Sessions(limit.sessions, limit.session_s)
         self._model_lock = asyncio.Lock()
         self._expiry = asyncio.get_running_loop().create_task(expire_for_ever(self._sessions))
 
-    async def open(self, session: str, source: tuple[Any, ...]) -> dict[str, Any]:
+    async def open(
+        self, session: str, source: tuple[Any, ...], fill_hole_area: int = 0, non_overlap_masks: bool = False
+    ) -> dict[str, Any]:
         """Probes a video (`MediaSource.to_tuple`) and opens a session on it. MediaError; Problem 429."""
         from vfm_ops.track.memory_bank import BankPolicy
+        from vfm_ops.track.session import VideoSession
         from vfm_ops.track.tracker import Sam2Tracker, TrackerSettings
 
         network = await self._network.get()
         self._sessions.reserve()
-        video = MediaSource(*source)
-        probe = await asyncio.to_thread(self._sandbox.probe, video)
-        settings = TrackerSettings(bank=BankPolicy(history=HISTORY), max_objects=MOST_OBJECTS)
-        self._sessions.add(session, Following(video, probe, Sam2Tracker(network, settings)))
+        frames = await asyncio.to_thread(VideoFrames, MediaSource(*source), self._sandbox)
+        settings = TrackerSettings(
+            bank=BankPolicy(history=HISTORY, around_prompts=True),
+            max_objects=MOST_OBJECTS,
+            fill_hole_area=fill_hole_area,
+            non_overlap_masks=non_overlap_masks,
+        )
+        self._sessions.add(session, Following(frames, VideoSession(Sam2Tracker(network, settings), frames)))
+        probe = frames.probe
         return {
             "width": probe.width,
             "height": probe.height,
@@ -95,83 +158,66 @@ class Tracking(HoldsSessions):
             "expires_s": self._sessions.expires_s,
         }
 
-    async def prompt(
-        self, session: str, frame_index: int | None, object_id: int, prompt: dict[str, Any]
-    ) -> dict[str, Any]:
-        """Takes a prompt; without `frame_index` on the frame nearest to its `pts_s`. Returns that frame, and the one from which
-        tracking goes on. UsageError; Problem 404."""
-        from vfm_ops.track.prompts import Prompt, checked_box, checked_points
-
+    async def prompt(self, session: str, prompt: dict[str, Any]) -> dict[str, Any]:
+        """Takes a prompt (`TrackPrompt`); without `frame_index` on the frame nearest to its `pts_s`. Returns that frame, the
+        object's answer on it, and the frame from which tracking goes on. UsageError; Problem 404."""
         following = self._sessions.get(session)
-        points, labels, box = (prompt.get(name) for name in ("points", "labels", "box"))
-        made = Prompt(object_id, points=points, labels=labels, box=box)
-        # Checked now, against the video's size: a stream must not fail on it later.
-        size = following.probe.height, following.probe.width
-        if points is not None:
-            checked_points(made, "the prompt", *size)
-        if box is not None:
-            checked_box(np.asarray(box, np.float32), "the prompt", *size)
-        if frame_index is None:
+        index = prompt["frame_index"]
+        if index is None:
             # By the file's own clock: a rate would be a frame off wherever it varies.
-            frame_index = int(np.abs(following.probe.pts_s - prompt["pts_s"]).argmin())
-        following.add(frame_index, made)
-        return {
-            "frame_index": frame_index,
-            "next_frame": following.position,
-            "objects": len({o for p in following.prompts.values() for o in p}),
-        }
+            index = int(np.abs(following.frames.probe.pts_s - prompt["pts_s"]).argmin())
+        async with self._model_lock:
+            answer = await asyncio.to_thread(following.prompt, index, prompt)
+        standing = await asyncio.to_thread(following.standing)
+        return {"frame_index": index, "object": answer, **standing}
 
-    async def stream(self, session: str, frames: int) -> AsyncIterator[dict[str, Any]]:
-        """Tracks on from where the session is, at most `frames` frames; one dict a frame. UsageError before any prompt;
-        Problem 404, and 409 while another stream of the session runs."""
+    async def remove_object(self, session: str, object_id: int) -> dict[str, Any]:
+        """Forgets an object. UsageError; Problem 404."""
         following = self._sessions.get(session)
-        if not following.prompts:
-            raise UsageError("nothing is to be tracked yet: post a prompt to the session first")
-        if following.lock.locked():
-            raise Problem(409, "already streaming", "Another request streams this session: end that one first.")
-        async with following.lock:
-            left = frames
-            while left > 0 and following.position < following.probe.frame_count:
-                async for result in self._run(following, following.position, left):
-                    self._sessions.get(session)
-                    left -= 1
-                    yield result
+        await asyncio.to_thread(following.forget, object_id)
+        return await asyncio.to_thread(following.standing)
 
-    async def _run(self, following: Following, start: int, most: int) -> AsyncIterator[dict[str, Any]]:
-        """One pass forward; ends early when a prompt set the position elsewhere."""
-        stop = min(start + most, following.probe.frame_count)
-        decoded = self._sandbox.frames(following.source, np.arange(start, stop), following.probe)
-        times = following.probe.pts_s
-        try:
-            for index in range(start, stop):
-                frame = await asyncio.to_thread(_next, decoded)
-                if frame is None:
-                    following.position = following.probe.frame_count  # the file ends before its header says
-                    return
-                if following.position != index:
-                    return
-                prompts = list(following.prompts.get(index, {}).values())
-                if not prompts and not following.tracker.object_ids:
-                    following.position = min(f for f in following.prompts if f > index)
-                    return
-                following.position = index + 1
-                async with self._model_lock:
-                    yield await asyncio.to_thread(_track, following.tracker, frame, index, float(times[index]), prompts)
-        finally:
-            await asyncio.to_thread(decoded.close)  # type: ignore[attr-defined]
+    async def clear_all_prompts_in_frame(self, session: str, frame_index: int, object_id: int) -> dict[str, Any]:
+        """Takes the prompts of an object on a frame back. UsageError; Problem 404."""
+        following = self._sessions.get(session)
+        clear = following.session.clear_all_prompts_in_frame
+        await asyncio.to_thread(following.call, clear, frame_index, object_id)
+        return await asyncio.to_thread(following.standing)
+
+    async def reset_state(self, session: str) -> dict[str, Any]:
+        """Forgets all objects. Problem 404."""
+        following = self._sessions.get(session)
+        await asyncio.to_thread(following.forget)
+        return await asyncio.to_thread(following.standing)
+
+    async def stream(
+        self, session: str, frames: int, start_frame_idx: int | None = None, reverse: bool = False
+    ) -> AsyncIterator[dict[str, Any]]:
+        """Tracks on from where the session is, or from a frame, at most `frames` frames; one dict a frame. UsageError before
+        any prompt; Problem 404, and 409 while another stream of the session runs."""
+        following = self._sessions.get(session)
+        if not following.session.object_ids:
+            raise UsageError("nothing is to be tracked yet: post a prompt to the session first")
+        if following.streaming.locked():
+            raise Problem(409, "already streaming", "Another request streams this session: end that one first.")
+        async with following.streaming:
+            propagate = following.session.propagate_in_video
+            passing = await asyncio.to_thread(following.call, propagate, start_frame_idx, frames - 1, reverse)
+            try:
+                while True:
+                    await asyncio.to_thread(following.decode, reverse)
+                    async with self._model_lock:
+                        result = await asyncio.to_thread(following.advance, passing)
+                    if result is None:
+                        return
+                    self._sessions.get(session)
+                    yield result
+            finally:
+                await asyncio.to_thread(following.call, following.frames.stop)
 
     def __del__(self) -> None:
         if hasattr(self, "_sandbox"):
             self._sandbox.close()
-
-
-def _next(frames: Iterator[Frame]) -> Frame | None:
-    return next(frames, None)
-
-
-def _track(tracker: Sam2Tracker, frame: Frame, index: int, pts_s: float, prompts: list[Prompt]) -> dict[str, Any]:
-    found = tracker.track(np.asarray(frame.pixels), frame_index=index, prompts=prompts)
-    return {"frame_index": index, "pts_s": pts_s, "objects": _objects(found)}
 
 
 def _objects(found: FrameMasks) -> list[dict[str, Any]]:

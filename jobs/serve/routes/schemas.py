@@ -6,7 +6,7 @@ import base64
 import binascii
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
 MAP_POINTS = 4000  # shown, unless a client asks for others
 MOST_SELECTED = 100_000
@@ -37,6 +37,9 @@ FrameId = Annotated[str, Field(min_length=1, max_length=200)]
 Box = Annotated[
     tuple[Finite, Finite, Finite, Finite], Field(description="x1, y1, x2, y2 in pixels of the stored frame.")
 ]
+FRAME_NAMES = AliasChoices("frame_index", "frame_idx")
+ObjectId = Annotated[int, Field(ge=0, le=1_000_000, validation_alias=AliasChoices("object_id", "obj_id"))]
+FillHoleArea = Annotated[int, Field(ge=0, le=1_000_000, description="Holes of so many pixels of the model are filled.")]
 ModelName = Annotated[str, Field(min_length=1, max_length=500, description="A model spec that GET /v1/models lists.")]
 
 
@@ -172,46 +175,95 @@ class SegmentOpen(Body):
         return one_image(self)
 
 
+class RleMask(Body):
+    """A mask as COCO RLE: size is [height, width], counts are what pycocotools writes."""
+
+    size: tuple[Annotated[int, Field(ge=1, le=100_000)], Annotated[int, Field(ge=1, le=100_000)]]
+    counts: str = Field(min_length=1, max_length=4_000_000)
+
+
 class Prompted(Body):
-    """Points, a box, or both. labels: 1 on the object, 0 off it."""
+    """Points, a box, or both; or a mask. labels: 1 on the object, 0 off it."""
 
     points: list[tuple[Finite, Finite]] | None = Field(None, min_length=1, max_length=100)
     labels: list[Literal[0, 1]] | None = Field(None, min_length=1, max_length=100)
     box: Box | None = None
+    mask: RleMask | None = None
 
     @model_validator(mode="after")
     def _complete(self) -> Any:
-        if self.points is None and self.box is None:
-            raise ValueError("give points with labels, a box, or both")
+        if self.points is None and self.box is None and self.mask is None:
+            raise ValueError("give points with labels, a box, or both, or a mask")
         if (self.points is None) != (self.labels is None) or len(self.points or []) != len(self.labels or []):
             raise ValueError("points and labels go together, one label a point")
         return self
 
 
 class SegmentClick(Prompted):
-    """One object asked for. multimask: three candidates, for an ambiguous click."""
+    """One object asked for; `multimask` is `multimask_output`."""
 
-    multimask: bool = True
+    multimask_output: bool = Field(
+        True,
+        validation_alias=AliasChoices("multimask_output", "multimask"),
+        description="Three candidates, for an ambiguous click.",
+    )
+    mask_input: ImageBytes | None = Field(None, description="An earlier answer's low_res_logits: base64 of float32.")
+    return_logits: bool = Field(
+        False, description="Adds logits (height x width) and low_res_logits, base64 of float32."
+    )
+    max_hole_area: int = Field(0, ge=0, le=1_000_000, description="Holes of so many pixels of the model are filled.")
+    max_sprinkle_area: int = Field(0, ge=0, le=1_000_000, description="Specks of so many are taken out.")
+
+
+class SegmentEverything(Body):
+    """A grid of points, and which masks are kept; see `vfm segment --everything`."""
+
+    points_per_side: int = Field(32, ge=1, le=64)
+    min_iou: float = Field(0.88, ge=0, le=1)
+    min_stability: float = Field(0.95, ge=0, le=1)
+    max_overlap: float = Field(0.7, ge=0, le=1)
+    min_area: int = Field(0, ge=0, le=100_000_000)
 
 
 class TrackOpen(Body):
     """A video of the lake; uploaded ones go to /v1/track/uploads."""
 
     asset_id: Annotated[str, Field(min_length=1, max_length=200)]
+    fill_hole_area: FillHoleArea = 0
+    non_overlap_masks: bool = False
 
 
 class TrackPrompt(Prompted):
-    """What to follow: on which frame, by its number or its time, and under which number."""
+    """What to follow: on which frame, by its number or its time, and under which number (`frame_idx` and `obj_id`, too).
 
-    frame_index: int | None = Field(None, ge=0, le=10_000_000)
+    Points on a frame where the object has a mask correct that mask.
+    """
+
+    frame_index: int | None = Field(None, ge=0, le=10_000_000, validation_alias=FRAME_NAMES)
     pts_s: Finite | None = Field(None, description="Seconds since the first frame; the nearest frame is meant.")
-    object_id: int = Field(1, ge=0, le=1_000_000)
+    object_id: ObjectId = 1
+    clear_old_points: bool = Field(True, description="False adds the points to those of the frame.")
 
     @model_validator(mode="after")
     def _placed(self) -> TrackPrompt:
         if (self.frame_index is None) == (self.pts_s is None):
             raise ValueError("give frame_index or pts_s, one of the two")
+        if self.mask is not None and (self.points is not None or self.box is not None):
+            raise ValueError("give a mask, or points and a box")
         return self
+
+
+class TrackRemove(Body):
+    """The object to forget."""
+
+    object_id: ObjectId
+
+
+class TrackClear(Body):
+    """The frame and object whose prompts are taken back."""
+
+    frame_index: int = Field(ge=0, le=10_000_000, validation_alias=FRAME_NAMES)
+    object_id: ObjectId
 
 
 class Lasso(Body):

@@ -11,7 +11,17 @@ from starlette.responses import StreamingResponse
 
 from jobs.serve.context import Context, without_path
 from jobs.serve.problems import Problem, cause_of, problem_of
-from jobs.serve.routes.schemas import DetectRequest, SegmentClick, SegmentOpen, TrackOpen, TrackPrompt
+from jobs.serve.routes.schemas import (
+    DetectRequest,
+    FillHoleArea,
+    SegmentClick,
+    SegmentEverything,
+    SegmentOpen,
+    TrackClear,
+    TrackOpen,
+    TrackPrompt,
+    TrackRemove,
+)
 from jobs.serve.sessions import checked_session_id, new_session_id, unknown_session
 
 NDJSON = "application/x-ndjson"
@@ -53,11 +63,17 @@ def _segment_routes(api: APIRouter, context: Context) -> None:
 
     @api.post("/segment/sessions/{session}", tags=["segment"])
     async def click(session: str, body: SegmentClick) -> dict[str, Any]:
-        """Masks of the object under points or in a box: candidates, best first; masks are COCO RLE."""
+        """Masks of the object under points, in a box, or of a coarse mask: candidates, best first; masks are COCO RLE."""
         handle, session = _handle(context.segment, "segment"), checked_session_id(session)
-        prompt = body.model_dump(include={"points", "labels", "box"})
-        candidates = await handle.options(session_id=session).segment.remote(session, prompt, body.multimask)
+        candidates = await handle.options(session_id=session).segment.remote(session, body.model_dump())
         return {"session": session, "candidates": candidates}
+
+    @api.post("/segment/sessions/{session}/everything", tags=["segment"])
+    async def everything(session: str, body: SegmentEverything) -> dict[str, Any]:
+        """Masks of every object that a grid of points finds, best first."""
+        handle, session = _handle(context.segment, "segment"), checked_session_id(session)
+        masks = await handle.options(session_id=session).everything.remote(session, body.model_dump())
+        return {"session": session, "masks": masks}
 
     @api.delete("/segment/sessions/{session}", tags=["segment"], status_code=204)
     async def close_session(session: str) -> None:
@@ -74,23 +90,45 @@ def _track_routes(api: APIRouter, context: Context) -> None:
         if media_type != "video":
             raise Problem(422, "", "This asset is not a video.")
         try:
-            return await _open(handle, source.to_tuple())
+            return await _open(handle, source.to_tuple(), body.fill_hole_area, body.non_overlap_masks)
         except Exception as error:
             raise without_path(cause_of(error), source) from error
 
     @api.post("/track/uploads", tags=["track"], status_code=201)
-    async def upload(file: Annotated[UploadFile, File()]) -> dict[str, Any]:
+    async def upload(
+        file: Annotated[UploadFile, File()],
+        fill_hole_area: FillHoleArea = 0,
+        non_overlap_masks: bool = False,
+    ) -> dict[str, Any]:
         """A session over an uploaded video."""
         handle = _handle(context.track, "track")
-        return await _open(handle, ("the uploaded video", None, None, await file.read()))
+        source = ("the uploaded video", None, None, await file.read())
+        return await _open(handle, source, fill_hole_area, non_overlap_masks)
 
     @api.post("/track/sessions/{session}/prompts", tags=["track"])
     async def prompt(session: str, body: TrackPrompt) -> dict[str, Any]:
-        """What to follow; on a frame that was tracked already, a correction: tracking goes on from there."""
+        """What to follow, and its mask there; on a frame that was tracked already, a correction: tracking goes on from it."""
         handle, session = _handle(context.track, "track"), checked_session_id(session)
-        given = body.model_dump(include={"points", "labels", "box"})
-        given["pts_s"] = body.pts_s
-        return await handle.options(session_id=session).prompt.remote(session, body.frame_index, body.object_id, given)
+        return await handle.options(session_id=session).prompt.remote(session, body.model_dump())
+
+    @api.post("/track/sessions/{session}/remove_object", tags=["track"])
+    async def remove_object(session: str, body: TrackRemove) -> dict[str, Any]:
+        """Forgets an object and its prompts."""
+        handle, session = _handle(context.track, "track"), checked_session_id(session)
+        return await handle.options(session_id=session).remove_object.remote(session, body.object_id)
+
+    @api.post("/track/sessions/{session}/clear_all_prompts_in_frame", tags=["track"])
+    async def clear_all_prompts_in_frame(session: str, body: TrackClear) -> dict[str, Any]:
+        """Takes back what was said of an object on a frame: it is tracked again from there."""
+        handle, session = _handle(context.track, "track"), checked_session_id(session)
+        replica = handle.options(session_id=session)
+        return await replica.clear_all_prompts_in_frame.remote(session, body.frame_index, body.object_id)
+
+    @api.post("/track/sessions/{session}/reset_state", tags=["track"])
+    async def reset_state(session: str) -> dict[str, Any]:
+        """Forgets all objects and prompts."""
+        handle, session = _handle(context.track, "track"), checked_session_id(session)
+        return await handle.options(session_id=session).reset_state.remote(session)
 
     @api.get(
         "/track/sessions/{session}/stream",
@@ -98,13 +136,20 @@ def _track_routes(api: APIRouter, context: Context) -> None:
         response_class=StreamingResponse,
         responses={200: {"content": {NDJSON: {}}, "description": "One JSON object a line, one line a frame."}},
     )
-    async def stream(session: str, frames: int = Query(100_000, ge=1, le=100_000)) -> StreamingResponse:
+    async def stream(
+        session: str,
+        frames: int = Query(100_000, ge=1, le=100_000),
+        start_frame_idx: int | None = Query(None, ge=0, le=10_000_000),
+        reverse: bool = False,
+    ) -> StreamingResponse:
         """Masks and boxes of all objects as newline-delimited JSON, frame by frame, while they are tracked.
 
-        A failure on the way is the last line: {"error": problem}.
+        Without a start, what is not tracked yet, or was changed by a prompt since. frames: at most so many lines. reverse:
+        towards the first frame. A failure on the way is the last line: {"error": problem}.
         """
         handle, session = _handle(context.track, "track"), checked_session_id(session)
-        results = handle.options(session_id=session, stream=True).stream.remote(session, frames)
+        replica = handle.options(session_id=session, stream=True)
+        results = replica.stream.remote(session, frames, start_frame_idx, reverse)
         # The first result is awaited here, so that a wrong session is a status and not a broken stream.
         first = await anext(aiter(results), None)
         return StreamingResponse(_lines(first, results), media_type=NDJSON)
@@ -127,9 +172,9 @@ async def _lines(first: dict[str, Any] | None, results: Any) -> AsyncIterator[by
         results.cancel()  # the client may have hung up: tracking stops with it
 
 
-async def _open(handle: Any, source: tuple[Any, ...]) -> dict[str, Any]:
+async def _open(handle: Any, source: tuple[Any, ...], *settings: Any) -> dict[str, Any]:
     session = new_session_id()
-    return {"session": session, **await handle.options(session_id=session).open.remote(session, source)}
+    return {"session": session, **await handle.options(session_id=session).open.remote(session, source, *settings)}
 
 
 async def _close(handle: Any | None, task: str, session: str) -> None:

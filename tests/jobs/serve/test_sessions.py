@@ -76,12 +76,23 @@ def test_a_prompt_by_time_is_on_the_frame_of_that_time():
     from jobs.serve.models.tracking import Following, Tracking
 
     times = np.array([0.0, 0.017, 0.131, 0.148, 0.265])
-    probe = SimpleNamespace(height=10, width=10, frame_count=len(times), pts_s=times)
-    tracking = object.__new__(Tracking)
-    tracking._sessions = Sessions(1, 60)
-    tracking._sessions.add("a", Following(None, probe, SimpleNamespace(object_ids=[])))
-    given = {"points": [(1, 1)], "labels": [1], "box": None}
+    probe = SimpleNamespace(pts_s=times)
+    asked = []
+
+    class Asked(Following):
+        def prompt(self, index, prompt):
+            asked.append(index)
+
+        def standing(self):
+            return {}
+
+    async def ask(prompt):
+        tracking = object.__new__(Tracking)
+        tracking._sessions, tracking._model_lock = Sessions(1, 60), asyncio.Lock()
+        tracking._sessions.add("a", Asked(SimpleNamespace(probe=probe), None))
+        return (await tracking.prompt("a", prompt))["frame_index"]
+
     for index, time in enumerate(times):
-        answer = asyncio.run(tracking.prompt("a", None, 1, given | {"pts_s": float(time) + 0.003}))
-        assert answer["frame_index"] == index
-    assert asyncio.run(tracking.prompt("a", 3, 1, given))["frame_index"] == 3
+        assert asyncio.run(ask({"frame_index": None, "pts_s": float(time) + 0.003})) == index
+    assert asyncio.run(ask({"frame_index": 3, "pts_s": None})) == 3
+    assert asked == [*range(len(times)), 3]
