@@ -50,18 +50,18 @@ def command(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON line a picture, masks as COCO RLE.")] = False,
 ) -> int:
     """Prints each object's box, area and predicted IoU. Exit code 1 when a picture is bad."""
-    prompted = bool(box or point or prompt_file)
-    if prompted == everything:
-        raise UsageError("say what to segment: --box, --point or --prompt-file, or else --everything")
-    if everything and return_logits:
-        raise UsageError("--return-logits goes with prompts: --everything gives masks alone")
+    _check(bool(box or point or prompt_file), everything, return_logits)
     from vfm_ops.segment.automatic import GridSettings
     from vfm_ops.segment.segmenter import load_segmenter
 
     grid = GridSettings(points_per_side, min_iou, min_stability, max_overlap=max_overlap, min_area=min_area)
-    asked = [] if everything else _entries(box, point, prompt_file, pictures)
+    asked = _entries(box, point, prompt_file, pictures)
     folder = prompt_file.parent if prompt_file else Path()
-    mending = {"max_hole_area": max_hole_area, "max_sprinkle_area": max_sprinkle_area}
+    options = {
+        "multimask_output": multimask_output,
+        "max_hole_area": max_hole_area,
+        "max_sprinkle_area": max_sprinkle_area,
+    }
     segmenter = load_segmenter(model, device=device)
     drawn: dict[str, np.ndarray] = {}
     logits: dict[str, np.ndarray] = {}
@@ -71,10 +71,10 @@ def command(
             print(f"error: {rgb}", file=sys.stderr)
             bad += 1
             continue
-        if everything:
-            objects = _everything(segmenter, rgb, grid)
-        else:
-            objects = list(_prompted(segmenter, rgb, path, asked, folder, multimask_output, mending))
+        found = (
+            _everything(segmenter, rgb, grid) if everything else _prompted(segmenter, rgb, path, asked, folder, options)
+        )
+        objects = list(found)
         logits |= {f"{path.name}/{o['object']}": o.pop("logits") for o in objects if "logits" in o}
         print(json.dumps({"picture": str(path), "objects": objects}) if as_json else _lines(path, objects))
         drawn[path.name] = draw_objects(rgb, [{**o, "track_id": o["object"]} for o in objects])
@@ -82,6 +82,14 @@ def command(
     if bad:
         print(f"{bad} pictures could not be read", file=sys.stderr)
     return 1 if bad else 0
+
+
+def _check(prompted: bool, everything: bool, return_logits: Path | None) -> None:
+    """UsageError unless one thing is asked for."""
+    if prompted == everything:
+        raise UsageError("say what to segment: --box, --point or --prompt-file, or else --everything")
+    if everything and return_logits:
+        raise UsageError("--return-logits goes with prompts: --everything gives masks alone")
 
 
 def _entries(boxes: list[str] | None, points: list[str] | None, file: Path | None, pictures: list[Path]) -> list[Any]:
@@ -99,7 +107,7 @@ def _entries(boxes: list[str] | None, points: list[str] | None, file: Path | Non
 
 
 def _prompted(
-    segmenter: Any, rgb: np.ndarray, path: Path, entries: list[Any], folder: Path, multimask: bool, mending: dict
+    segmenter: Any, rgb: np.ndarray, path: Path, entries: list[Any], folder: Path, options: dict[str, Any]
 ) -> Iterator[dict[str, Any]]:
     """The best candidate of each object asked for on a picture."""
     from vfm_ops.segment.prompt_file import segment_entry
@@ -109,7 +117,7 @@ def _prompted(
     for number, entry in enumerate(entries, 1):
         if entry.image not in (None, path.name, str(path)):
             continue
-        found = segment_entry(segmenter, encoded, entry, folder, multimask_output=multimask, **mending)
+        found = segment_entry(segmenter, encoded, entry, folder, **options)
         best = int(found.scores[0].argmax())
         on_image = found.logits_on_image(0)[best].cpu().numpy()
         mask = on_image > 0
@@ -123,21 +131,13 @@ def _prompted(
         }
 
 
-def _everything(segmenter: Any, rgb: np.ndarray, grid: Any) -> list[dict[str, Any]]:
+def _everything(segmenter: Any, rgb: np.ndarray, grid: Any) -> Iterator[dict[str, Any]]:
     """All objects of a picture, most confident first."""
     from vfm_ops.segment.automatic import generate_masks
 
-    return [
-        {
-            "object": number,
-            "box": m.box.tolist(),
-            "area": m.area,
-            "score": m.score,
-            "stability": m.stability,
-            "mask": m.rle,
-        }
-        for number, m in enumerate(generate_masks(segmenter, rgb, grid), 1)
-    ]
+    for number, m in enumerate(generate_masks(segmenter, rgb, grid), 1):
+        row = {"object": number, "box": m.box.tolist(), "area": m.area, "score": m.score}
+        yield row | {"stability": m.stability, "mask": m.rle}
 
 
 def _lines(path: Path, objects: list[dict[str, Any]]) -> str:

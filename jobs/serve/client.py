@@ -167,12 +167,20 @@ class Client:
         body = {"frame_id": frame_id} if image is None else {"image": _base64(image)}
         return SegmentSession(self, self._post("segment/sessions", body))
 
-    def track(self, asset_id: str | None = None, video: str | os.PathLike | None = None) -> TrackSession:
+    def track(
+        self,
+        asset_id: str | None = None,
+        video: str | os.PathLike | None = None,
+        fill_hole_area: int = 0,
+        non_overlap_masks: bool = False,
+    ) -> TrackSession:
         """A session over a video of the lake, or over a file that is uploaded. A context manager."""
+        settings = {"fill_hole_area": fill_hole_area, "non_overlap_masks": non_overlap_masks}
         if video is None:
-            return TrackSession(self, self._post("track/sessions", {"asset_id": asset_id}))
+            return TrackSession(self, self._post("track/sessions", {"asset_id": asset_id, **settings}))
         with open(video, "rb") as file:
-            return TrackSession(self, self._request("POST", "track/uploads", files={"file": file}).json())
+            answer = self._request("POST", "track/uploads", params=settings, files={"file": file})
+            return TrackSession(self, answer.json())
 
     def _get(self, path: str, **query: Any) -> Any:
         return self._request("GET", path, params=query).json()

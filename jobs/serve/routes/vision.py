@@ -33,6 +33,7 @@ def routes(context: Context) -> APIRouter:
     _detect_routes(api, context)
     _segment_routes(api, context)
     _track_routes(api, context)
+    _prompt_routes(api, context)
     return api
 
 
@@ -105,31 +106,6 @@ def _track_routes(api: APIRouter, context: Context) -> None:
         source = ("the uploaded video", None, None, await file.read())
         return await _open(handle, source, fill_hole_area, non_overlap_masks)
 
-    @api.post("/track/sessions/{session}/prompts", tags=["track"])
-    async def prompt(session: str, body: TrackPrompt) -> dict[str, Any]:
-        """What to follow, and its mask there; on a frame that was tracked already, a correction: tracking goes on from it."""
-        handle, session = _handle(context.track, "track"), checked_session_id(session)
-        return await handle.options(session_id=session).prompt.remote(session, body.model_dump())
-
-    @api.post("/track/sessions/{session}/remove_object", tags=["track"])
-    async def remove_object(session: str, body: TrackRemove) -> dict[str, Any]:
-        """Forgets an object and its prompts."""
-        handle, session = _handle(context.track, "track"), checked_session_id(session)
-        return await handle.options(session_id=session).remove_object.remote(session, body.object_id)
-
-    @api.post("/track/sessions/{session}/clear_all_prompts_in_frame", tags=["track"])
-    async def clear_all_prompts_in_frame(session: str, body: TrackClear) -> dict[str, Any]:
-        """Takes back what was said of an object on a frame: it is tracked again from there."""
-        handle, session = _handle(context.track, "track"), checked_session_id(session)
-        replica = handle.options(session_id=session)
-        return await replica.clear_all_prompts_in_frame.remote(session, body.frame_index, body.object_id)
-
-    @api.post("/track/sessions/{session}/reset_state", tags=["track"])
-    async def reset_state(session: str) -> dict[str, Any]:
-        """Forgets all objects and prompts."""
-        handle, session = _handle(context.track, "track"), checked_session_id(session)
-        return await handle.options(session_id=session).reset_state.remote(session)
-
     @api.get(
         "/track/sessions/{session}/stream",
         tags=["track"],
@@ -158,6 +134,33 @@ def _track_routes(api: APIRouter, context: Context) -> None:
     async def close_session(session: str) -> None:
         """Forgets a session now."""
         await _close(context.track, "track", session)
+
+
+def _prompt_routes(api: APIRouter, context: Context) -> None:
+    @api.post("/track/sessions/{session}/prompts", tags=["track"])
+    async def prompt(session: str, body: TrackPrompt) -> dict[str, Any]:
+        """What to follow, and its mask there; on a frame that was tracked already, a correction: tracking goes on from it."""
+        handle, session = _handle(context.track, "track"), checked_session_id(session)
+        return await handle.options(session_id=session).prompt.remote(session, body.model_dump())
+
+    @api.post("/track/sessions/{session}/remove_object", tags=["track"])
+    async def remove_object(session: str, body: TrackRemove) -> dict[str, Any]:
+        """Forgets an object and its prompts."""
+        handle, session = _handle(context.track, "track"), checked_session_id(session)
+        return await handle.options(session_id=session).remove_object.remote(session, body.object_id)
+
+    @api.post("/track/sessions/{session}/clear_all_prompts_in_frame", tags=["track"])
+    async def clear_all_prompts_in_frame(session: str, body: TrackClear) -> dict[str, Any]:
+        """Takes back what was said of an object on a frame: it is tracked again from there."""
+        handle, session = _handle(context.track, "track"), checked_session_id(session)
+        replica = handle.options(session_id=session)
+        return await replica.clear_all_prompts_in_frame.remote(session, body.frame_index, body.object_id)
+
+    @api.post("/track/sessions/{session}/reset_state", tags=["track"])
+    async def reset_state(session: str) -> dict[str, Any]:
+        """Forgets all objects and prompts."""
+        handle, session = _handle(context.track, "track"), checked_session_id(session)
+        return await handle.options(session_id=session).reset_state.remote(session)
 
 
 async def _lines(first: dict[str, Any] | None, results: Any) -> AsyncIterator[bytes]:

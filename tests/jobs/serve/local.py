@@ -79,7 +79,8 @@ class StandIn:
     def do_segment(self, *args: Any) -> list[Any]:
         raise Problem(404, "no such session", "There is no such session.")
 
-    do_prompt = do_close = do_segment
+    do_prompt = do_close = do_everything = do_segment
+    do_remove_object = do_clear_all_prompts_in_frame = do_reset_state = do_segment
 
     def _unit(self, seed: bytes) -> np.ndarray:
         rng = np.random.default_rng(int.from_bytes(hashlib.blake2b(seed, digest_size=8).digest(), "big"))
