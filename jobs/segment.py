@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -57,12 +57,26 @@ def command(
     grid = GridSettings(points_per_side, min_iou, min_stability, max_overlap=max_overlap, min_area=min_area)
     asked = _entries(box, point, prompt_file, pictures)
     folder = prompt_file.parent if prompt_file else Path()
-    options = {
-        "multimask_output": multimask_output,
-        "max_hole_area": max_hole_area,
-        "max_sprinkle_area": max_sprinkle_area,
-    }
+    areas = {"max_hole_area": max_hole_area, "max_sprinkle_area": max_sprinkle_area}
+    options = {"multimask_output": multimask_output, **areas}
     segmenter = load_segmenter(model, device=device)
+
+    def objects_of(path: Path, rgb: np.ndarray) -> list[dict[str, Any]]:
+        if everything:
+            return list(_everything(segmenter, rgb, grid))
+        return list(_prompted(segmenter, rgb, path, asked, folder, options))
+
+    return _segment(pictures, objects_of, as_json, sheet, return_logits)
+
+
+def _segment(
+    pictures: list[Path],
+    objects_of: Callable[[Path, np.ndarray], list[dict[str, Any]]],
+    as_json: bool,
+    sheet: Path | None,
+    return_logits: Path | None,
+) -> int:
+    """Prints, and writes what is to be written, of each picture. Returns the exit code."""
     drawn: dict[str, np.ndarray] = {}
     logits: dict[str, np.ndarray] = {}
     bad = 0
@@ -71,13 +85,12 @@ def command(
             print(f"error: {rgb}", file=sys.stderr)
             bad += 1
             continue
-        found = (
-            _everything(segmenter, rgb, grid) if everything else _prompted(segmenter, rgb, path, asked, folder, options)
-        )
-        objects = list(found)
-        logits |= {f"{path.name}/{o['object']}": o.pop("logits") for o in objects if "logits" in o}
+        objects = objects_of(path, rgb)
+        own = {f"{path.name}/{o['object']}": o.pop("logits") for o in objects if "logits" in o}
+        logits |= own if return_logits else {}
         print(json.dumps({"picture": str(path), "objects": objects}) if as_json else _lines(path, objects))
-        drawn[path.name] = draw_objects(rgb, [{**o, "track_id": o["object"]} for o in objects])
+        if sheet:
+            drawn[path.name] = draw_objects(rgb, [{**o, "track_id": o["object"]} for o in objects])
     _write(sheet, drawn, return_logits, logits)
     if bad:
         print(f"{bad} pictures could not be read", file=sys.stderr)

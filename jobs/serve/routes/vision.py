@@ -34,6 +34,7 @@ def routes(context: Context) -> APIRouter:
     _segment_routes(api, context)
     _track_routes(api, context)
     _prompt_routes(api, context)
+    _stream_routes(api, context)
     return api
 
 
@@ -106,6 +107,8 @@ def _track_routes(api: APIRouter, context: Context) -> None:
         source = ("the uploaded video", None, None, await file.read())
         return await _open(handle, source, fill_hole_area, non_overlap_masks)
 
+
+def _stream_routes(api: APIRouter, context: Context) -> None:
     @api.get(
         "/track/sessions/{session}/stream",
         tags=["track"],
