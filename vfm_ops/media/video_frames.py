@@ -27,11 +27,15 @@ class VideoFrames:
         self.source = MediaSource(source) if isinstance(source, str) else source
         self._own = sandbox is None
         self._sandbox = sandbox or frame_sandbox()
-        self.probe = probe or self._sandbox.probe(self.source)
-        self._count = self.probe.frame_count
         self._held: dict[int, np.ndarray] = {}
         self._ahead: Iterator[Frame] | None = None
         self._next = self._last = -1
+        try:
+            self.probe = probe or self._sandbox.probe(self.source)
+        except BaseException:
+            self.close()
+            raise
+        self._count = self.probe.frame_count
 
     def __enter__(self) -> VideoFrames:
         return self
