@@ -24,7 +24,9 @@ import numpy as np
 from vfm_ops.errors import UsageError
 from vfm_ops.track.frames import FrameMasks
 from vfm_ops.track.intervals import FrameIntervals
+from vfm_ops.track.network import ImageEncoder, Sam2Network
 from vfm_ops.track.prompts import Prompt
+from vfm_ops.track.state import state_from_bytes
 from vfm_ops.track.tracker import Sam2Tracker
 
 
@@ -203,6 +205,24 @@ class VideoSession:
         """Forgets all objects and prompts."""
         self.tracker.reset()
         self._progress.clear()
+
+    def to_bytes(self) -> bytes:
+        """The whole session but its frames, as `Sam2Tracker.to_bytes` gives it: `from_bytes` goes on with it, bit for bit."""
+        progress = {i: [p.forward, p.backward, p.reversed.intervals] for i, p in self._progress.items()}
+        return self.tracker.to_bytes({"session": list(progress.items())})
+
+    @classmethod
+    def from_bytes(
+        cls, network: Sam2Network, data: bytes, frames: Frames, image_encoder: ImageEncoder | None = None
+    ) -> VideoSession:
+        """The session that `to_bytes` gave, on the same video. UsageError for other weights, or what is no session."""
+        own = state_from_bytes(data, network.fingerprint())[1].get("extra")
+        if not own or "session" not in own:
+            raise UsageError("these bytes are the state of a tracker, not of a session")
+        session = cls(Sam2Tracker.from_bytes(network, data, image_encoder), frames)
+        for object_id, (forward, backward, reversed_) in own["session"]:
+            session._progress[object_id] = _Progress(forward, backward, FrameIntervals(reversed_))
+        return session
 
     def next_frame(self, reverse: bool = False) -> int | None:
         """The frame that `propagate_in_video` would go on with; None when all is tracked."""

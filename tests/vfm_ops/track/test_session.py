@@ -109,6 +109,26 @@ def test_going_back_for_one_object_leaves_the_memories_of_the_others(lively, fra
     assert list(session.tracker.state.objects[1].recent) == held
 
 
+def test_a_session_saved_in_the_middle_goes_on_bit_for_bit(lively, frames):
+    session = session_on(lively, frames[:12], non_overlap_masks=True)
+    session.add_new_points_or_box(4, 1, box=BOX)
+    session.add_new_points_or_box(5, 2, points=[[40, 40]], labels=[1])
+    list(session.propagate_in_video(reverse=True))
+    list(session.propagate_in_video(max_frame_num_to_track=3))
+    data = session.to_bytes()
+    answers = []
+    for again in (session, VideoSession.from_bytes(lively, data, frames[:12])):
+        found = [again.add_new_points_or_box(2, 1, points=[[20, 20]], labels=[0])]  # in the direction that it had
+        found += [*again.propagate_in_video(reverse=True), *again.propagate_in_video()]
+        answers.append(found)
+    assert [m.frame_index for m in answers[0]] == [2, 2, 1, 0, 8, 9, 10, 11]
+    for a, b in zip(*answers, strict=True):
+        assert a.object_ids == b.object_ids
+        assert np.array_equal(a.masks(), b.masks())
+    with pytest.raises(UsageError, match="not of a session"):
+        VideoSession.from_bytes(lively, session.tracker.to_bytes(), frames)
+
+
 def test_an_object_whose_prompts_are_all_taken_back_waits_for_one(lively, frames):
     session = session_on(lively, frames[:6])
     session.add_new_points_or_box(0, 1, box=BOX)
