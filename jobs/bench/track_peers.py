@@ -16,10 +16,13 @@ import torch
 
 from vfm_ops.track.frames import squared
 from vfm_ops.track.load import compile_image_encoder
+from vfm_ops.track.memory_bank import BankPolicy
 from vfm_ops.track.network import Sam2Network
 from vfm_ops.track.prompts import Prompt, clicks_in_model_pixels
-from vfm_ops.track.tracker import Sam2Tracker
+from vfm_ops.track.tracker import Sam2Tracker, TrackerSettings
 
+# Both sides go forward alone, and are corrected nowhere.
+FORWARD = TrackerSettings(bank=BankPolicy(history=0), feed_previous_masks=False)
 WARM_UP = 20  # frames after which every memory slot and pointer is in use
 
 
@@ -91,11 +94,11 @@ def compare_speed(
     rows: list[dict[str, Any]] = []
     for count in objects:
         runs: dict[str, Any] = {
-            "ours": Sam2Tracker(network),
+            "ours": Sam2Tracker(network, FORWARD),
             "transformers": TransformersSession(network, (height, width)),
         }
         if encoder is not None:
-            runs["ours_runtime"] = Sam2Tracker(network, image_encoder=encoder)
+            runs["ours_runtime"] = Sam2Tracker(network, FORWARD, encoder)
         prompts = boxes_for(count, height, width)
         seconds = _take_turns(network, runs, frames, prompts, timed_frames)
         row: dict[str, Any] = {"objects": count, **{name: 1 / s for name, s in seconds.items()}}
@@ -134,7 +137,7 @@ def memory_over_time(
     """
     height, width = frames[0].shape[:2]
     prompts = boxes_for(objects, height, width)
-    tracker = Sam2Tracker(network)
+    tracker = Sam2Tracker(network, FORWARD)
     (ours_early, bank_early), (ours_late, bank_late) = _watch(tracker, frames, prompts, ours_at)
     session = TransformersSession(network, (height, width))
     (theirs_early, _), (theirs_late, _) = _watch(session, frames, prompts, theirs_at)
