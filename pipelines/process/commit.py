@@ -18,6 +18,8 @@ from pipelines.lake.journal import clear_journals
 from pipelines.lake.sql import one_of
 
 COMMIT_EVERY_S = 3.0
+# What is not said yet to be covered is looked at once more after a kill, and found to have its values.
+COVER_EVERY_S = 30.0
 
 
 @dataclass
@@ -64,7 +66,8 @@ class Committer:
         self._rows: dict[str, Counter[str]] = {}
         self._dropped: dict[str, Counter[str]] = {}
         self._outcomes: dict[str, dict[str, Any]] = {}
-        self._committed_at = 0.0
+        self._committed_at = self._covered_at = 0.0
+        self._uncovered: list[int] = []  # asset numbers
         self._first_result_at: float | None = None
         self._last_result_at = 0.0
         self._cpu: dict[str, list[float]] = {}  # CPU seconds of each actor so far, as its results came
@@ -129,14 +132,19 @@ class Committer:
             return None
         return self._steady_frames / (self._last_result_at - self._first_result_at)
 
-    def flush(self) -> None:
-        """Commits children first, then what became of their assets, then drops what they replace."""
+    def flush(self, last: bool = False) -> None:
+        """Commits children first, then what became of their assets, then drops what they replace. last: of this stretch of
+        work, so that all is said of it.
+        """
         complete = [o for o in self._outcomes.values() if self._came(o["asset_id"]) >= o["frames"]]
         for table in sorted(self._fragments, key=_commit_order):
             self.lake.commit(table, self._fragments.pop(table))
         if complete:
             self._settle(complete)
         self._committed_at = time.monotonic()
+        if self._uncovered and (last or self._committed_at - self._covered_at >= COVER_EVERY_S):
+            cover(self.lake, self.covers, AssetSet(self._uncovered), self.run_id)
+            self._uncovered, self._covered_at = [], self._committed_at
         if self.first_commit_at is None:
             self.first_commit_at = time.time()
 
@@ -164,8 +172,7 @@ class Committer:
                 if self.replacing:
                     forget_replaced(self.lake, settled, op, self.table)
         # Of assets that had frames before, an op may lack the values of those: what is missing is looked for.
-        new = [o["asset_no"] for o in complete if o["asset_no"] is not None and not o["known"]]
-        cover(self.lake, self.covers, AssetSet(new), self.run_id)
+        self._uncovered += [o["asset_no"] for o in complete if o["asset_no"] is not None and not o["known"]]
         self.grown += sum(o["known"] for o in complete)
         clear_journals(self.lake, [o["journal"] for o in complete if o["journal"]])
         self.settled += len(complete)

@@ -60,7 +60,7 @@ def give_up(lake: Lake, recipe: Recipe, work: Work, committer: Committer, failur
                 _check_workers(lake, recipe, work)
                 checked = True
             committer.add_outcome(asdict(_failed({**asset, "attempt": 1}, work, failures)))
-    committer.flush()
+    committer.flush(last=True)
 
 
 def _failed(asset: dict[str, Any], work: Work, failures: Failures) -> Outcome:

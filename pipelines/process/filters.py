@@ -47,6 +47,8 @@ def reconsider(lake: Lake, planned: list[PlannedOp], run_id: str) -> int:
 
     A filter that judges by what it measured looks at that; frames of any other come back, and it sees them again.
     """
+    if not lake.count("dropped"):
+        return 0
     now = decided_by(planned)
     others = [f"NOT ({equals('op', title)} AND {equals('op_key', key)})" for title, key in now.items()]
     stale = " AND ".join([f"op <> {literal(SAMPLING)}", *others])

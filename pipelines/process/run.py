@@ -206,13 +206,13 @@ class _Run:
                     try:
                         failures.note(result)
                     except VfmError:
-                        committer.flush()
+                        committer.flush(last=True)
                         raise
                     if result["error"] is None:
                         committer.add(result)
                 if self.progress:
                     self.progress(committer, total)
-        committer.flush()
+        committer.flush(last=True)
         if self.progress and units:
             self.progress(committer, total)
 
