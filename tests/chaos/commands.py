@@ -173,7 +173,7 @@ def _happen(command: Run) -> None:
             child.kill()
         os._exit(DIED)
     elif command.fate == "worker":
-        actors = [p for p in psutil.Process().children(recursive=True) if "ray::MapWorker" in " ".join(p.cmdline())]
+        actors = [p for p in psutil.Process().children(recursive=True) if "ray::MapWorker" in _command_line(p)]
         for actor in actors[:1]:
             actor.kill()
     elif not os.path.exists(command.joined):
@@ -189,6 +189,15 @@ def _happen(command: Run) -> None:
             lease._update = refused
         while not os.path.exists(command.joined):
             threading.Event().wait(0.05)
+
+
+def _command_line(process: Any) -> str:
+    import psutil
+
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:  # it ended meanwhile
+        return ""
 
 
 def _set_machine(command: Run) -> None:
