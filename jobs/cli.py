@@ -45,7 +45,7 @@ COMMANDS = {
     "retry": "Run the quarantined assets again.",
     "drop": "Remove the columns of an op or a model.",
     "index": "Compact a lake and build its vector and scalar indices.",
-    "doctor": "Check this machine: packages, devices, disk, memory.",
+    "doctor": "Check this machine, the cluster, and a lake: what is missing or slow, and what to do.",
     "bench": "Measure: process, cluster, decode, track, detect, curate, copies, pretrain, serve.",
 }
 

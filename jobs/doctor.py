@@ -1,4 +1,4 @@
-"""`vfm doctor`: what this machine has, what is missing, and what to do about it."""
+"""`vfm doctor`: what this machine, the cluster and a lake have, what is missing or slow, and what to do about it."""
 
 from __future__ import annotations
 
@@ -6,13 +6,16 @@ import importlib.util
 import os
 import shutil
 import sys
-from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Annotated
 
 import psutil
+import typer
 
 from jobs.cli import run
+from pipelines.lake import Lake
+from pipelines.lake.health import Finding, examine
 
 REQUIRED = (
     "ray",
@@ -40,19 +43,15 @@ OPTIONAL = {
 }
 
 
-@dataclass(frozen=True)
-class Finding:
-    """One line: what was looked at, what was found, and what to do when it is not fine."""
-
-    what: str
-    found: str
-    fine: bool = True
-    advice: str = ""
-
-
-def command() -> int:
-    """Checks packages, devices, memory and disk. Exit code 3 when something required is missing."""
-    findings = [*_packages(), _device(), _memory(), *_disks()]
+def command(
+    lake: Annotated[
+        str | None, typer.Option(envvar="VFM_LAKE", help="A lake whose store, tables and indices are looked at, too.")
+    ] = None,
+) -> int:
+    """Checks packages, devices, memory and disk, the cluster of RAY_ADDRESS, and a lake. Exit code 3 where one is wrong."""
+    findings = [*_packages(), _device(), _memory(), *_disks(), *_cluster()]
+    if lake is not None:
+        findings += examine(Lake.open(lake))
     width = max(len(f.what) for f in findings)
     for f in findings:
         print(f"{'ok ' if f.fine else 'NO '} {f.what:<{width}}  {f.found}" + (f": {f.advice}" if f.advice else ""))
@@ -88,6 +87,24 @@ def _device() -> Finding:
         names = {torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())}
         return Finding("device", f"{torch.cuda.device_count()} x {', '.join(sorted(names))}")
     return Finding("device", f"CPU, {os.cpu_count()} cores")
+
+
+def _cluster() -> list[Finding]:
+    if not os.environ.get("RAY_ADDRESS"):
+        return []
+    from pipelines.cluster import connect, nodes_there, nodes_to_come
+
+    try:
+        connect()
+    except Exception as error:  # whatever keeps Ray from joining, a job would meet it, too
+        reason = str(error).split("\n")[0][:200]
+        return [Finding("cluster", f"can't be joined ({reason})", False, "is RAY_ADDRESS right, and the head running?")]
+    there, to_come = nodes_there(), nodes_to_come()
+    cpus = sum(node.cpus * count for node, count in there.items())
+    gpus = sum(node.gpus * count for node, count in there.items())
+    found = f"{there.total()} nodes, {cpus} CPUs, {gpus:g} GPUs; up to {to_come.total()} more may come"
+    fine = cpus > 0 or to_come.total() > 0
+    return [Finding("cluster", found, fine, "" if fine else "no node has a CPU: add one")]
 
 
 def _memory() -> Finding:
