@@ -219,17 +219,18 @@ def _since_format_1(name: str, value: Any, data: dict[str, Any]) -> Any:
 
 
 def _with_prompts(ops: list[Any]) -> list[Any]:
-    """`track` without prompts follows what the recipe's `detect` finds."""
-    places = [i for i, entry in enumerate(ops) if entry_name(entry) == "track"]
+    """`track` and `track_boxes` without prompts follow what the recipe's `detect` finds."""
+    places = [i for i, entry in enumerate(ops) if entry_name(entry) in ("track", "track_boxes")]
     found = [next(iter(e.values())) for e in ops if isinstance(e, dict) and entry_name(e) == "detect"]
     for i in places:
-        own = ops[i].get("track") if isinstance(ops[i], dict) else {}
+        name = entry_name(ops[i])
+        own = ops[i].get(name) if isinstance(ops[i], dict) else {}
         if isinstance(own, dict) and "prompts" not in own:
             if not found:
-                raise ValueError('track needs detect: say what to follow, such as detect: "person . bicycle ."')
+                raise ValueError(f'{name} needs detect: say what to follow, such as detect: "person . bicycle ."')
             theirs = {"prompts": found[0]} if isinstance(found[0], str) else dict(found[0])
             names = {"prompts": "prompts", "model": "detector", "threshold": "threshold", "nms_iou": "nms_iou"}
-            ops[i] = {"track": {**{names[k]: v for k, v in theirs.items() if k in names}, **own}}
+            ops[i] = {name: {**{names[k]: v for k, v in theirs.items() if k in names}, **own}}
     return ops
 
 

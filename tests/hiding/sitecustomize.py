@@ -30,6 +30,8 @@ GROUPS: dict[str, dict[str, str]] = {
         "faiss": "faiss-cpu",
         "trackeval": "trackeval",
         "motmetrics": "motmetrics",
+        "trackers": "trackers",
+        "supervision": "supervision",
         "boto3": "boto3",
         "moto": "moto",
         "playwright": "playwright",

@@ -1,10 +1,30 @@
-"""What an object looks like, as a unit vector: a colour histogram, for when no embedder is at hand."""
+"""What an object looks like, as a unit vector: by any embedder of crops, or a colour histogram where none is at hand."""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 BINS = 6
+# N crops, uint8 RGB (H, W, 3), each of its own size -> L2-normalised vectors, float (N, D).
+EmbedCrops = Callable[[Sequence[np.ndarray]], np.ndarray]
+
+
+def crop_looks(embed: EmbedCrops, rgb: np.ndarray, boxes: np.ndarray) -> list[np.ndarray | None]:
+    """What an embedder makes of the pixels in each box; None for a box that lies outside the picture, or is empty.
+
+    rgb: uint8 (H, W, 3). boxes: xyxy in pixels, (N, 4).
+    """
+    height, width = rgb.shape[:2]
+    low = np.clip(np.floor(boxes[:, :2]), 0, None).astype(int)
+    high = np.minimum(np.ceil(boxes[:, 2:]), (width, height)).astype(int)
+    shown = [i for i in range(len(boxes)) if (high[i] > low[i]).all()]
+    looks: list[np.ndarray | None] = [None] * len(boxes)
+    if shown:
+        for i, vector in zip(shown, embed([rgb[low[i][1] : high[i][1], low[i][0] : high[i][0]] for i in shown])):
+            looks[i] = vector
+    return looks
 
 
 def colour_histogram(rgb: np.ndarray, box: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:

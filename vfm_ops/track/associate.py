@@ -191,7 +191,7 @@ class TrackAssociator:
         living = [t for t in self.tracks.values() if t.status != "lost" and t.track_id not in taken]
         settings = self.settings
         overlap = self._overlap(frame_index, [observations[i] for i in free], living)
-        looks = _cosines([observations[i].looks for i in free], [t.looks for t in living])
+        looks = cosines([observations[i].looks for i in free], [t.looks for t in living])
         known = ~np.isnan(looks)
         score = np.where(
             known, (1 - settings.looks_weight) * overlap + settings.looks_weight * np.nan_to_num(looks), overlap
@@ -203,7 +203,7 @@ class TrackAssociator:
         self, frame_index: int, observations: Sequence[Observation], free: list[int], taken: set[int]
     ) -> list[tuple[int, int]]:
         away = [t for t in self.tracks.values() if not t.visible and t.track_id not in taken]
-        looks = np.nan_to_num(_cosines([observations[i].looks for i in free], [t.looks for t in away]), nan=-1.0)
+        looks = np.nan_to_num(cosines([observations[i].looks for i in free], [t.looks for t in away]), nan=-1.0)
         return self._assign(looks, looks >= self.settings.reid_looks, observations, free, away)
 
     def _assign(
@@ -258,9 +258,7 @@ class TrackAssociator:
         track.box, track.mask, track.seen = box.tolist(), observation.mask, frame_index
         if observation.looks is not None:
             new = np.asarray(observation.looks, float)
-            track.looks = _unit(
-                new if track.looks is None else keep * np.array(track.looks) + (1 - keep) * new
-            ).tolist()
+            track.looks = unit(new if track.looks is None else keep * np.array(track.looks) + (1 - keep) * new).tolist()
 
     def _birth(self, frame_index: int, observation: Observation) -> int:
         track = Track(
@@ -272,24 +270,25 @@ class TrackAssociator:
             frame_index,
             "active" if self.settings.confirm_after == 1 else "tentative",
             mask=observation.mask,
-            looks=None if observation.looks is None else _unit(np.asarray(observation.looks, float)).tolist(),
+            looks=None if observation.looks is None else unit(np.asarray(observation.looks, float)).tolist(),
         )
         self.tracks[track.track_id] = track
         self.next_id += 1
         return track.track_id
 
 
-def _unit(vector: np.ndarray) -> np.ndarray:
+def unit(vector: np.ndarray) -> np.ndarray:
+    """A vector at length 1; one of zeros as it is."""
     length = float(np.linalg.norm(vector))
     return vector / length if length > 0 else vector
 
 
-def _cosines(a: Sequence[Any], b: Sequence[Any]) -> np.ndarray:
+def cosines(a: Sequence[Any], b: Sequence[Any]) -> np.ndarray:
     """(len(a), len(b)) cosines; NaN where either is unknown."""
     out = np.full((len(a), len(b)), np.nan)
     rows, columns = [i for i, x in enumerate(a) if x is not None], [j for j, x in enumerate(b) if x is not None]
     if rows and columns:
-        left = np.stack([_unit(np.asarray(a[i], float)) for i in rows])
+        left = np.stack([unit(np.asarray(a[i], float)) for i in rows])
         right = np.stack([np.asarray(b[j], float) for j in columns])
         out[np.ix_(rows, columns)] = left @ right.T
     return out

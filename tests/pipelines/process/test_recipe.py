@@ -25,6 +25,7 @@ from vfm_ops.ops.quality import Quality
         ({"embed": [{"model": "clip:x", "dtpye": "float16"}]}, "op embed has no setting dtpye: did you mean dtype"),
         ({"sampling": {"fps": 0}}, "sampling.fps: Input should be greater than 0"),
         ({"track": True}, "track needs detect"),
+        ({"ops": ["track_boxes"]}, "track_boxes needs detect"),
         ({"embde": "clip:x"}, "unknown key embde; did you mean embed"),
         ({"ops": ["qualty"]}, "there is no op 'qualty': did you mean quality"),
         ({"detect": {"prompts": "a", "as": "no name"}}, "op detect: as: 'no name' is no name"),
