@@ -27,13 +27,20 @@ def command(
     prompts: Annotated[str, typer.Option(help="What to find: 'person . red bicycle .'")],
     model: Annotated[str, typer.Option(help="Detector spec; see vfm models.")] = DEFAULT_DETECTOR,
     threshold: Annotated[float | None, typer.Option(help="Least score; the model family's own by default.")] = None,
+    tiles: Annotated[
+        int | None,
+        typer.Option(help="Look at overlapping tiles of so many pixels too: small things in large pictures."),
+    ] = None,
+    tile_overlap: Annotated[float, typer.Option(help="Share of a tile that its neighbours have in common.")] = 0.25,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     sheet: Annotated[Path | None, typer.Option(help="Also draw the boxes, on this picture.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON line a picture.")] = False,
 ) -> int:
     """Prints boxes (xyxy, pixels), scores and the one prompt that each belongs to. Exit code 1 when a picture is bad."""
     from vfm_ops.detect import load_detector
+    from vfm_ops.detect.tiles import Tiles
 
+    sliced = None if tiles is None else Tiles(tiles, tile_overlap)
     detector = load_detector(model, device=device)
     drawn, captions, bad = [], [], 0
     for path, rgb in read_pictures(pictures):
@@ -41,7 +48,7 @@ def command(
             print(f"error: {rgb}", file=sys.stderr)
             bad += 1
             continue
-        found = detector.detect([rgb], prompts, thresholds=threshold)[0]
+        found = detector.detect([rgb], prompts, thresholds=threshold, tiles=sliced)[0]
         boxes = [
             {"label": label, "score": round(float(score), 4), "box": [round(float(v), 2) for v in box]}
             for label, score, box in zip(found.labels, found.scores, found.boxes)

@@ -11,12 +11,16 @@ import numpy as np
 
 from vfm_ops.detect.postprocess import Candidates, merge, select
 from vfm_ops.detect.prompts import Prompts, check_threshold_names, prompts_per_image, threshold_of_each
+from vfm_ops.detect.tiles import Tiles, detect_in_tiles
 from vfm_ops.detect.types import Detections
 from vfm_ops.errors import UsageError
 from vfm_ops.models.checkpoint import Checkpoint
 
 if TYPE_CHECKING:
     import torch
+
+# Boxes of one image.
+MAX_DETECTIONS, MAX_IN_TILES = 300, 3000
 
 
 def check_image(image: np.ndarray, where: str) -> None:
@@ -58,22 +62,31 @@ class Detector(ABC):
         *,
         thresholds: float | Mapping[str, float] | None = None,
         nms_iou: float | None = 0.7,
-        max_detections: int = 300,
+        max_detections: int | None = None,
         clip: bool = True,
+        tiles: Tiles | None = None,
     ) -> list[Detections]:
         """Find what the prompts name.
 
         images: uint8 H x W x 3 RGB, sizes may differ. prompts: one vocabulary for all images (a string such as
         `"person . bicycle ."`, or a list), or a list of lists, one an image. thresholds: lowest score to keep, for all
         or by prompt; None is the family's own. nms_iou: boxes of one prompt that overlap more are suppressed; None
-        keeps all. clip: cut boxes at the image's border and drop what lies outside. Scores come best first, at most
-        max_detections an image. Raises UsageError for wrong images, prompts or thresholds.
+        keeps all. clip: cut boxes at the image's border and drop what lies outside. tiles: look at overlapping tiles of
+        each image too, for small things in large pictures; boxes are clipped. Scores come best first, at most
+        max_detections an image: 300 by default, 3,000 with tiles. Raises UsageError for wrong images, prompts or thresholds.
         """
         for i, image in enumerate(images):
             check_image(image, f"images[{i}]")
+        if max_detections is None:
+            max_detections = MAX_DETECTIONS if tiles is None else MAX_IN_TILES
         check_limits(nms_iou, max_detections)
         vocabularies = prompts_per_image(prompts, len(images))
         check_threshold_names(thresholds, vocabularies)
+        if tiles is not None:
+            return [
+                self._in_tiles(image, own, tiles, thresholds, nms_iou, max_detections)
+                for image, own in zip(images, vocabularies)
+            ]
         results = []
         for start in range(0, len(images), self.batch_size):
             batch = slice(start, start + self.batch_size)
@@ -83,6 +96,23 @@ class Detector(ABC):
                 size = (image.shape[0], image.shape[1])
                 results.append(select(candidates, own, limits, size, nms_iou, max_detections, clip))
         return results
+
+    def _in_tiles(
+        self,
+        image: np.ndarray,
+        prompts: list[str],
+        tiles: Tiles,
+        thresholds: float | Mapping[str, float] | None,
+        nms_iou: float | None,
+        max_detections: int,
+    ) -> Detections:
+        # An image of its own vocabulary may lack prompts that a mapping names.
+        own = {p: v for p, v in thresholds.items() if p in prompts} if isinstance(thresholds, Mapping) else thresholds
+
+        def detect(parts: Sequence[np.ndarray]) -> list[Detections]:
+            return self.detect(parts, [prompts] * len(parts), thresholds=own, nms_iou=nms_iou)
+
+        return detect_in_tiles(image, tiles, detect, nms_iou or 1.0, max_detections, self.batch_size)
 
     def _all_passes(self, images: list[np.ndarray], vocabularies: list[list[str]]) -> list[Candidates]:
         """Run the k-th part of every image's vocabulary as one batch; images with shorter vocabularies drop out."""

@@ -24,6 +24,14 @@ COLUMNS = {
 }
 
 
+class TileSettings(op.Settings):
+    """Overlapping tiles of a picture: see `vfm_ops.detect.tiles.Tiles`."""
+
+    size: int = Field(ge=16)  # side, in pixels of the stored frame
+    overlap: float = Field(0.25, ge=0, lt=1)  # share of a side that neighbours have in common
+    whole: bool = True  # look at the whole picture too
+
+
 class DetectSettings(op.Settings):
     """What to find, and by which model."""
 
@@ -31,6 +39,7 @@ class DetectSettings(op.Settings):
     model: str = DEFAULT_DETECTOR
     threshold: float | None = Field(None, ge=0, le=1)  # None: the model family's own
     nms_iou: float = Field(0.5, gt=0, le=1)
+    tiles: TileSettings | None = None  # for small things in large pictures
 
 
 class Detect(op.Op):
@@ -64,7 +73,8 @@ class Detect(op.Op):
     def run(self, images: list[np.ndarray]) -> list[list[dict[str, Any]]]:
         """images: uint8 (H, W, 3) each."""
         s = self.settings
-        results = self.detector.detect(list(images), s.prompts, thresholds=s.threshold, nms_iou=s.nms_iou)
+        options = {"thresholds": s.threshold, "nms_iou": s.nms_iou, **tile_options(s.tiles)}
+        results = self.detector.detect(list(images), s.prompts, **options)
         return [
             [
                 {"model": s.model, "prompt": label, "label": label, "score": float(score), "box": box.tolist()}
@@ -72,3 +82,10 @@ class Detect(op.Op):
             ]
             for found in results
         ]
+
+
+def tile_options(settings: TileSettings | None) -> dict[str, Any]:
+    """As a detector's `detect` takes them; none where a picture is looked at as a whole."""
+    from vfm_ops.detect.tiles import Tiles
+
+    return {} if settings is None else {"tiles": Tiles(**settings.model_dump())}

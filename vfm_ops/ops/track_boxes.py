@@ -16,7 +16,7 @@ from vfm_ops.errors import UsageError
 from vfm_ops.models.checkpoint import remembered_digest
 from vfm_ops.models.resolve import find_checkpoint
 from vfm_ops.models.shipped import DEFAULT_DETECTOR
-from vfm_ops.ops.detect import BOX
+from vfm_ops.ops.detect import BOX, TileSettings, tile_options
 
 COLUMNS = {
     "track_id": pa.string(),
@@ -39,6 +39,7 @@ class TrackBoxesSettings(op.Settings):
     threshold: float | None = Field(None, ge=0, le=1)  # least score to start a track; None: the detector family's own
     low_threshold: float | None = Field(None, ge=0, le=1)  # bytetrack: least score to continue one; None: a third of it
     nms_iou: float = Field(0.5, gt=0, le=1)
+    tiles: TileSettings | None = None  # for small things in large pictures
     method: Literal["bytetrack", "ocsort"] = "bytetrack"
     appearance: str | None = None  # embedding model whose vectors of crops count too, such as clip:pocket
     lost_track_buffer: int = Field(30, ge=0)  # frames without a detection before a track ends
@@ -119,7 +120,8 @@ class TrackBoxes(op.VideoOp):
         s, rows = self.settings, []
         _, low = self.thresholds
         pictures = [np.ascontiguousarray(frame.pixels) for frame in frames]
-        found = self.detector.detect(pictures, s.prompts, thresholds=low, nms_iou=s.nms_iou)
+        options = {"thresholds": low, "nms_iou": s.nms_iou, **tile_options(s.tiles)}
+        found = self.detector.detect(pictures, s.prompts, **options)
         for frame, picture, detections in zip(frames, pictures, found):
             if frame.cut:
                 state.cut()
