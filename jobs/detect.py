@@ -32,6 +32,9 @@ def command(
         typer.Option(help="Look at overlapping tiles of so many pixels too: small things in large pictures."),
     ] = None,
     tile_overlap: Annotated[float, typer.Option(help="Share of a tile that its neighbours have in common.")] = 0.25,
+    multi_label: Annotated[
+        bool, typer.Option("--multi-label", help="A box under every prompt that it scores enough for: yolo-world.")
+    ] = False,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     sheet: Annotated[Path | None, typer.Option(help="Also draw the boxes, on this picture.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON line a picture.")] = False,
@@ -41,7 +44,7 @@ def command(
     from vfm_ops.detect.tiles import Tiles
 
     sliced = None if tiles is None else Tiles(tiles, tile_overlap)
-    detector = load_detector(model, device=device)
+    detector = load_detector(model, device=device, multi_label=multi_label)
     drawn, captions, bad = [], [], 0
     for path, rgb in read_pictures(pictures):
         if isinstance(rgb, MediaError):

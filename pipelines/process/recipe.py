@@ -230,6 +230,7 @@ def _with_prompts(ops: list[Any]) -> list[Any]:
                 raise ValueError(f'{name} needs detect: say what to follow, such as detect: "person . bicycle ."')
             theirs = {"prompts": found[0]} if isinstance(found[0], str) else dict(found[0])
             names = {"prompts": "prompts", "model": "detector", "threshold": "threshold", "nms_iou": "nms_iou"}
+            names |= {"tiles": "tiles"} if name == "track_boxes" else {}
             ops[i] = {name: {**{names[k]: v for k, v in theirs.items() if k in names}, **own}}
     return ops
 

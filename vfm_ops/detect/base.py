@@ -40,6 +40,7 @@ class Detector(ABC):
     # scores differ, so one number for all would drop what one finds and keep what another guesses.
     default_threshold: ClassVar[float]
     threshold_source: ClassVar[str]
+    multi_label: bool = False  # set by `load_detector`, for families that can
 
     def __init__(self, device: torch.device, autocast: torch.dtype | None, batch_size: int) -> None:
         if batch_size < 1:

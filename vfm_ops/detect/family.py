@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class DetectorFamily(Family):
-    """A family of detectors. detector: gives its class, a `Detector`; called when one is wanted, and may import torch."""
+    """A family of detectors. detector: gives its class, a `Detector`; called when one is wanted, and may import torch.
+    multi_label: whether a box of its may be told under several prompts, where that is asked for.
+    """
 
     tasks: tuple[str, ...] = ("detect",)
     detector: Callable[[], type[Detector]]
+    multi_label: bool = False

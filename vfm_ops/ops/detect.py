@@ -10,6 +10,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from vfm_ops import op
+from vfm_ops.detect.loading import check_multi_label
 from vfm_ops.models.checkpoint import remembered_digest
 from vfm_ops.models.resolve import find_checkpoint
 from vfm_ops.models.shipped import DEFAULT_DETECTOR
@@ -40,6 +41,9 @@ class DetectSettings(op.Settings):
     threshold: float | None = Field(None, ge=0, le=1)  # None: the model family's own
     nms_iou: float = Field(0.5, gt=0, le=1)
     tiles: TileSettings | None = None  # for small things in large pictures
+    multi_label: bool = (
+        False  # yolo-world: a box under every prompt that it scores enough for, not under the best alone
+    )
 
 
 class Detect(op.Op):
@@ -53,6 +57,7 @@ class Detect(op.Op):
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
         self.checkpoint = find_checkpoint(self.settings.model, "detect")
+        check_multi_label(self.settings.model, self.settings.multi_label)
         self.device = "auto"
 
     def place(self, device: str, threads: int | None) -> None:
@@ -64,7 +69,7 @@ class Detect(op.Op):
         """The model, loaded."""
         from vfm_ops.detect import load_detector
 
-        return load_detector(self.settings.model, device=self.device)
+        return load_detector(self.settings.model, device=self.device, multi_label=self.settings.multi_label)
 
     def digest(self) -> str:
         """Of the weights."""

@@ -84,6 +84,13 @@ def test_the_hash_changes_with_what_changes_rows_and_with_nothing_else():
                 {"track": {"prompts": "a .", "threshold": 0.2, "chunk_frames": 8}},
             ],
         ),
+        (
+            {"ops": [{"detect": {"prompts": "a .", "tiles": {"size": 64}}}, "track_boxes"]},
+            [
+                {"detect": {"prompts": "a .", "tiles": {"size": 64}}},
+                {"track_boxes": {"prompts": "a .", "tiles": {"size": 64}}},
+            ],
+        ),
     ],
 )
 def test_a_key_that_is_an_ops_name_is_short_for_that_op(data, ops):

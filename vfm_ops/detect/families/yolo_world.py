@@ -57,6 +57,7 @@ register(
         layout="file",
         find=find,
         detector=_detector,
+        multi_label=True,
         cards=tuple(
             ModelCard(
                 f"yolo_world_v2_{letter}.pth",

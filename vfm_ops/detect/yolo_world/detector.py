@@ -23,6 +23,8 @@ from vfm_ops.models.weights import read_state_dict
 
 # What surrounds a picture that is not square; the networks were trained with this grey.
 PAD = 114
+# Pairs of box and prompt that reach suppression, of an image whose boxes may have several labels: the official `nms_pre`.
+MOST_PAIRS = 30_000
 
 
 class YoloWorld(Detector):
@@ -100,9 +102,10 @@ class YoloWorld(Detector):
         logits_BAN, boxes_BA4 = network(pixels, text_BND, valid_BN)
         results = []
         for i, own in enumerate(prompts):
-            best = logits_BAN[i, :, : len(own)].float().max(dim=-1)
+            logits_AN = logits_BAN[i, :, : len(own)].float()
             offset, scale = (boxes_BA4.new_tensor(v * 2) for v in ways_back[i])
-            results.append(Candidates((boxes_BA4[i] - offset) / scale, best.values.sigmoid(), best.indices))
+            boxes_A4 = (boxes_BA4[i] - offset) / scale
+            results.append(every_label(logits_AN, boxes_A4) if self.multi_label else best_label(logits_AN, boxes_A4))
         return results
 
     def _text_batch(self, prompts: list[list[str]]) -> tuple[Tensor, Tensor]:
@@ -112,6 +115,23 @@ class YoloWorld(Detector):
         padded = [torch.nn.functional.pad(t, (0, 0, 0, longest - len(t))) for t in texts]
         counts = torch.tensor([len(own) for own in prompts], device=self.device)
         return torch.stack(padded), torch.arange(longest, device=self.device) < counts[:, None]
+
+
+def best_label(logits_AN: Tensor, boxes_A4: Tensor) -> Candidates:
+    """Every box under the prompt that it scores most for."""
+    best = logits_AN.max(dim=-1)
+    return Candidates(boxes_A4, best.values.sigmoid(), best.indices)
+
+
+def every_label(logits_AN: Tensor, boxes_A4: Tensor) -> Candidates:
+    """Every box under every prompt, the best `MOST_PAIRS` of these pairs.
+
+    As the official head tests (mmyolo, YOLOv5Head.predict_by_feat with multi_label; configs/pretrain of YOLO-World):
+    scores above the threshold, suppression within each label, the best 300.
+    """
+    prompts = logits_AN.shape[1]
+    top = logits_AN.flatten().topk(min(MOST_PAIRS, logits_AN.numel()))
+    return Candidates(boxes_A4[top.indices // prompts], top.values.sigmoid(), top.indices % prompts)
 
 
 def canvas_shape(height: int, width: int, side: int) -> tuple[int, int]:

@@ -14,6 +14,8 @@ from vfm_ops.detect import load_detector
 from vfm_ops.detect.yolo_world.detector import YoloWorld, canvas_shape, letterbox
 from vfm_ops.detect.yolo_world.text import load_tokenizer
 from vfm_ops.errors import UsageError, WeightsUnavailable
+from vfm_ops.op_registry import load_op
+from vfm_ops.track.masks import box_iou
 
 PROMPTS = ["person", "red car", "dog"]
 
@@ -74,6 +76,47 @@ def test_boxes_come_back_to_the_pixels_of_the_image(detector, network):
     order = np.argsort(-logits[0, :, 0].numpy(), kind="stable")
     np.testing.assert_allclose(found.boxes, expected[order], atol=2e-3)
     np.testing.assert_allclose(found.scores, logits[0, :, 0].sigmoid().numpy()[order], atol=1e-5)
+
+
+def test_a_box_has_every_label_that_it_scores_for_as_in_the_official_head(checkpoint, detector, network):
+    """Oracle: every prompt's scores on their own, its own suppression by hand, the best 300 of all."""
+    image = tiny.frames([(64, 96)], seed=2)[0]
+    options = {"thresholds": 0.001, "nms_iou": 0.7, "clip": False}
+    several = load_detector(f"yolo-world:{checkpoint}", device="cpu", precision="exact", multi_label=True)
+    several.image_size = 96
+    found = several.detect([image], PROMPTS, **options)[0]
+    with torch.inference_mode():
+        pixels = torch.from_numpy(image).permute(2, 0, 1)[None] / 255
+        logits, boxes = network(pixels, detector.text(PROMPTS)[None])
+    scores, boxes = logits[0].sigmoid().numpy(), boxes[0].numpy()
+    expected = []
+    for prompt in range(len(PROMPTS)):
+        left = [int(a) for a in np.argsort(-scores[:, prompt], kind="stable") if scores[a, prompt] > 0.001]
+        while left:
+            first, *rest = left
+            expected.append((float(scores[first, prompt]), prompt, first))
+            left = [a for a, iou in zip(rest, box_iou(boxes[[first]], boxes[rest])[0]) if iou <= 0.7]
+    expected = sorted(expected, reverse=True)[:300]
+    np.testing.assert_allclose(found.scores, [s for s, _, _ in expected], atol=1e-5)
+    assert sorted(found.prompt_index) == sorted(p for _, p, _ in expected)
+    one = detector.detect([image], PROMPTS, **options)[0]
+    assert len({tuple(b.round(2)) for b in found.boxes}) < len(found)  # some box has two labels
+    assert len({tuple(b.round(2)) for b in one.boxes}) == len(one)
+
+
+def test_several_labels_are_the_best_one_where_there_is_one_prompt(checkpoint, detector):
+    several = load_detector(f"yolo-world:{checkpoint}", device="cpu", precision="exact", multi_label=True)
+    several.image_size = 96
+    a, b = (d.detect(tiny.frames([(40, 60)]), "dog", thresholds=0.01)[0] for d in (detector, several))
+    np.testing.assert_array_equal(a.boxes, b.boxes)
+    np.testing.assert_array_equal(a.scores, b.scores)
+
+
+def test_a_family_with_one_label_a_box_refuses_several():
+    with pytest.raises(UsageError, match="multi_label is of yolo-world: a box of owlvit has one label"):
+        load_detector("owlvit:pocket", device="cpu", multi_label=True)
+    with pytest.raises(UsageError, match="multi_label is of yolo-world"):
+        load_op({"detect": {"prompts": "a", "multi_label": True}})
 
 
 def test_a_vocabulary_set_ahead_of_time_finds_the_same_and_others_still_work(detector):
