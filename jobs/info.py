@@ -10,8 +10,8 @@ import typer
 
 from jobs.cli import run
 from jobs.process import JsonOption, LakeOption
-from pipelines.lake import CHILD_TABLES, Lake
-from pipelines.lake.keys import op_keys, op_tables
+from pipelines.lake import Lake
+from pipelines.lake.keys import derived_tables, op_keys
 from pipelines.lake.maintenance import table_bytes
 from pipelines.lake.schema import facts_of
 from pipelines.lake.sql import equals
@@ -24,7 +24,7 @@ def command(
 ) -> int:
     """Counts a lake's rows, and says why items are in quarantine."""
     target = Lake.open(lake)
-    tables = dict.fromkeys(("assets", *CHILD_TABLES, *op_tables(target), "ledger", "quarantine"))
+    tables = ("assets", *derived_tables(target), "ledger", "quarantine")
     counts = {table: target.count(table) for table in tables}
     columns, reasons = filled_columns(target), quarantine_by_reason(target, examples)
     if as_json:

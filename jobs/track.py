@@ -161,10 +161,10 @@ def _by_words(
 ) -> Iterator[tuple[np.ndarray, int, list[dict]]]:
     """Detects by text, then follows. Yields pixels, frame index, objects."""
     from vfm_ops.detect import load_detector
+    from vfm_ops.detect.prompts import split_prompt
     from vfm_ops.track.detect_then_track import DetectThenTrack
 
-    names = [p.strip() for p in prompts.split(".") if p.strip()]
-    tracker = DetectThenTrack(load_detector(spec, device=device), network, names)
+    tracker = DetectThenTrack(load_detector(spec, device=device), network, split_prompt(prompts))
     for frame in frames:
         assert frame.pixels is not None
         result = tracker.step(frame.frame_index, frame.pts_s, frame.pixels)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import logging
 import os
 import threading
 from collections.abc import Iterator
@@ -12,8 +11,6 @@ from contextlib import contextmanager
 from vfm_ops.errors import VfmError
 
 GRACE_S = 10.0  # after the exception, which a call into C does not see before it returns
-
-logger = logging.getLogger(__name__)
 
 
 class DeadlineExceeded(Exception):
@@ -59,7 +56,6 @@ class _Watch(threading.Thread):
         text = (
             f"{self.what} hangs in a call that can't be interrupted, for {self.seconds:g} s: what was committed stays"
         )
-        logger.error("%s", text)
         os.write(2, f"error: {text}; mend it, or raise its deadline_s\n".encode())
         os._exit(VfmError.exit_code)
 

@@ -109,7 +109,8 @@ class Op:
     reads columns alone. columns: those of the row that it reads, given to `run` by name. main: the setting that a bare text
     stands for. bounds: settings that only `keep` looks at. unkeyed: settings that change no value, such as a batch size. heavy:
     it takes seconds to load, or a second a frame. resources: actors of its own, which a recipe's `resources` replaces.
-    deadline_s: set by a recipe; a batch that takes longer fails.
+    deadline_s: set by a recipe; a batch that takes longer fails. device,
+    threads: where to run, once `place` has told it.
 
     Args:
         settings: values of `Settings`, by name.
@@ -140,6 +141,8 @@ class Op:
     on_videos: ClassVar[bool] = False
     resources: Resources | None = None
     deadline_s: float | None = None
+    device: str = "auto"
+    threads: int | None = None
     Settings: ClassVar[type[Settings]] = Settings
 
     def __init__(self, **settings: Any) -> None:
@@ -178,6 +181,7 @@ class Op:
 
     def place(self, device: str, threads: int | None) -> None:
         """Told once, before the first batch, where to run: auto, cpu or cuda, and how many threads are its own."""
+        self.device, self.threads = device, threads
 
     def fields(self, known: Iterable[pa.Field] = ()) -> list[pa.Field]:
         """The columns that it fills in a lake, with what one should know of them as metadata. known: those that are there."""

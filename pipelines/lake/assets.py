@@ -11,9 +11,8 @@ import numpy as np
 import pyarrow as pa
 
 from pipelines.lake.coverage import asset_numbers
-from pipelines.lake.keys import op_tables
+from pipelines.lake.keys import derived_tables
 from pipelines.lake.lake import Lake
-from pipelines.lake.schema import CHILD_TABLES
 
 
 @dataclass(frozen=True)
@@ -128,7 +127,7 @@ def replace_assets(lake: Lake, rows: pa.Table) -> None:
     if not rows.num_rows:
         return
     ids = rows["asset_id"].to_pylist()
-    for table in dict.fromkeys(("ledger", "quarantine", *CHILD_TABLES, *op_tables(lake))):
+    for table in ("ledger", "quarantine", *derived_tables(lake)):
         lake.delete(table, "asset_id", ids)
     lake.change("assets", "update", lambda ds: ds.merge_insert("asset_id").when_matched_update_all().execute(rows))
 

@@ -9,11 +9,11 @@ from typing import Any
 import pyarrow as pa
 
 from pipelines.lake.indices import EXACT_ROWS
-from pipelines.lake.keys import op_tables
+from pipelines.lake.keys import all_tables
 from pipelines.lake.lake import Lake, filesystem
 from pipelines.lake.maintenance import embedding_columns
 from pipelines.lake.query import search_tuning, write_table
-from pipelines.lake.schema import CHILD_TABLES, FORMAT_VERSION, SCHEMAS
+from pipelines.lake.schema import FORMAT_VERSION
 
 MOST_FRAGMENTS, SMALL_ROWS = 200, 10_000
 LARGEST_UNINDEXED = 50_000
@@ -75,7 +75,7 @@ def _format(lake: Lake) -> list[Finding]:
 
 def _fragments(lake: Lake) -> list[Finding]:
     findings = []
-    for table in dict.fromkeys((*SCHEMAS, *CHILD_TABLES, *op_tables(lake))):
+    for table in all_tables(lake):
         dataset = lake.dataset(table)
         if dataset is None:
             continue

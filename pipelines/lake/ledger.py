@@ -14,9 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.lake.coverage import asset_numbers, assets_in, settled_assets
-from pipelines.lake.keys import op_tables
+from pipelines.lake.keys import derived_tables, op_tables
 from pipelines.lake.lake import Lake
-from pipelines.lake.schema import CHILD_TABLES
 from pipelines.lake.sql import equals, literal, one_of
 
 PLAN_COLUMNS = ["asset_id", "media_type", "size", "asset_no"]
@@ -83,7 +82,7 @@ def sweep(lake: Lake) -> dict[str, int]:
     """
     removed = {"ledger": _keep_newest(lake)}
     owners = _owners(lake)
-    for table in dict.fromkeys((*CHILD_TABLES, *op_tables(lake))):
+    for table in derived_tables(lake):
         orphans: dict[str, set[str]] = {}
         for batch in lake.scan(table, ["asset_id", "run_key"]):
             keys = _pair(batch)

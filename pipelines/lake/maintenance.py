@@ -28,10 +28,9 @@ from pipelines.lake.indices import (
     workers,
     worth_distributing,
 )
-from pipelines.lake.keys import op_tables
+from pipelines.lake.keys import all_tables
 from pipelines.lake.lake import Lake
 from pipelines.lake.lease import Lease
-from pipelines.lake.schema import SCHEMAS
 from vfm_ops.errors import UsageError
 
 # Bytes of a fragment after compaction, about.
@@ -74,7 +73,7 @@ def maintain(
     datasets = [lake.dataset(table) for table in SCALAR_COLUMNS]
     report = MaintenanceReport(distributed=any(d is not None and worth_distributing(d) for d in datasets))
     with Lease(lake, f"index-{uuid.uuid4().hex[:12]}"):
-        tables = list(dict.fromkeys((*SCHEMAS, *op_tables(lake))))
+        tables = all_tables(lake)
         for table in tables:
             if compact and table != "lease" and lake.count(table):
                 report.fragments[table] = compact_table(lake, table)

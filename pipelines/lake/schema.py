@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipelines.lake.sql import literal
+from vfm_ops.arrow_types import BOX, MASK
 
 FORMAT_VERSION = 2
 
@@ -30,8 +31,6 @@ PROBE = pa.struct(
     ]
 )
 QUALITY = pa.struct([(n, pa.float32()) for n in ("sharpness", "luminance", "contrast", "entropy")])
-BOX = pa.list_(pa.float32(), 4)  # xyxy, pixels of the stored frame
-MASK = pa.struct([("size", pa.list_(pa.int32(), 2)), ("counts", pa.string())])  # COCO RLE, size is (height, width)
 
 # Why a frame has no value of a model: JSON {column: sentence}; under "jpeg", a stored picture that does not decode, which no
 # model can be given. It tells "can't be" from "not yet".

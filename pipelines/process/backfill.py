@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipelines.cluster import MOST_CPUS, connect, has_ray, hush, place
+from pipelines.cluster import MOST_CPUS, connect, has_ray, hush
 from pipelines.lake import Lake, Lease, new_run_id
 from pipelines.lake.coverage import AssetSet, asset_numbers, assets_in, cover, covered
 from pipelines.lake.keys import op_keys
@@ -24,9 +24,8 @@ from pipelines.lake.lake import rows_by_fragment
 from pipelines.lake.numbers import id_hashes, number_assets
 from pipelines.lake.schema import ERROR, wants_value
 from pipelines.lake.sql import equals
-from pipelines.process.chain import Part
 from pipelines.process.frames import WHY_DROPPED, picture_rows, put_column
-from pipelines.process.graph import Stage
+from pipelines.process.graph import ActorPool
 from pipelines.process.ops import PlannedOp, drop_op, forget_errors_in, forget_values, plan_ops, prepare
 from pipelines.process.recipe import Recipe, Resources
 from pipelines.process.stages import OpStage, views_of
@@ -204,7 +203,7 @@ def run_on_fragments(
 
 def _is_small(rows: int, resources: Resources) -> bool:
     """Whether the work is done here before Ray would have started, where one actor would hold the whole machine anyway."""
-    alone = not has_ray() and resources == Resources() and cpu_count() < 2 * MOST_CPUS
+    alone = not has_ray() and not resources.say_where and cpu_count() < 2 * MOST_CPUS
     return alone and rows <= LARGEST_UNIT and resolve_device(resources.device) == "cpu"
 
 
@@ -227,13 +226,9 @@ def _fill_on_ray(
     import ray
 
     ray.data.DataContext.get_current().max_errored_blocks = 0  # a run before this one may let blocks fail
-    if planned.resources:
-        stage = Stage.own(Part(), planned.resources)
-    else:
-        where = place(recipe.resources)
-        stage = Stage(Part(), where.actors, where.at_once, where.cpus, where.gpus)
+    actors = ActorPool.of(planned, recipe)
     ds = ray.data.from_arrow([pa.table({"fragment": [f]}) for f in fragments])
-    ds = stage.map(ds, FillFragment, (lake, recipe, planned.title, stage.cpus, pending, wanted), len(fragments))
+    ds = actors.map(ds, FillFragment, (lake, recipe, planned.title, actors.cpus, pending, wanted), len(fragments))
     try:
         for batch in ds.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
             yield from batch.to_pylist()

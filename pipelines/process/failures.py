@@ -15,6 +15,7 @@ from pipelines.lake import Lake, Work, pending_assets
 from pipelines.process.commit import Committer
 from pipelines.process.frames import Outcome
 from pipelines.process.graph import DEATHS, run_on_ray
+from pipelines.process.ops import PlannedOp
 from pipelines.process.recipe import Recipe
 from pipelines.process.units import empty_unit
 from pipelines.process.write import UnitError
@@ -45,7 +46,9 @@ class Failures:
             logger.info("a unit failed; each of its items is tried again alone:\n%s", self.last.traceback)
 
 
-def give_up(lake: Lake, recipe: Recipe, work: Work, committer: Committer, failures: Failures) -> None:
+def give_up(
+    lake: Lake, recipe: Recipe, planned: list[PlannedOp], work: Work, committer: Committer, failures: Failures
+) -> None:
     """Quarantines what ran alone and is still pending: with what it raised, or else its worker died.
 
     Not what a store failed on; and nothing where no worker lives long enough for anything at all.
@@ -57,7 +60,7 @@ def give_up(lake: Lake, recipe: Recipe, work: Work, committer: Committer, failur
             if asset["asset_id"] in failures.interrupted:
                 continue
             if not checked:
-                _check_workers(lake, recipe, work)
+                _check_workers(lake, recipe, planned, work)
                 checked = True
             committer.add_outcome(asdict(_failed({**asset, "attempt": 1}, work, failures)))
     committer.flush(last=True)
@@ -76,9 +79,9 @@ def _failed(asset: dict[str, Any], work: Work, failures: Failures) -> Outcome:
     return outcome
 
 
-def _check_workers(lake: Lake, recipe: Recipe, work: Work) -> None:
+def _check_workers(lake: Lake, recipe: Recipe, planned: list[PlannedOp], work: Work) -> None:
     """Runs a unit of nothing. VfmError when that kills its worker, too: then no item is to blame."""
-    if not any(True for _ in run_on_ray(lake, recipe, [empty_unit()], work, alone=True)):
+    if not any(True for _ in run_on_ray(lake, recipe, planned, [empty_unit()], work, alone=True)):
         raise VfmError(
             "every worker died before it had done anything: Ray's logs in /tmp/ray/session_latest/logs say why; memory is the "
             "usual reason, then set resources.actors lower"

@@ -30,8 +30,8 @@ from pipelines.cluster import (
 )
 from pipelines.lake import Lake, Work
 from pipelines.process.chain import Chain, Part
-from pipelines.process.ops import PlannedOp, plan_ops
-from pipelines.process.recipe import Recipe, Resources
+from pipelines.process.ops import PlannedOp
+from pipelines.process.recipe import Recipe
 from pipelines.process.units import LARGEST_UNIT, share_out
 from vfm_ops.errors import VfmError
 from vfm_ops.models.device import cpu_count, resolve_device
@@ -46,10 +46,9 @@ SHORT_UNIT = 128.0  # images' worth of work that may come before Ray starts
 
 
 @dataclass(frozen=True)
-class Stage:
-    """One pool of actors of the graph. at_once: how many of them it starts with."""
+class ActorPool:
+    """Actors of one kind, and what each of them gets. at_once: how many there are at first."""
 
-    part: Part
     pool: Pool
     at_once: int
     cpus: int
@@ -58,11 +57,21 @@ class Stage:
     custom: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
-    def own(cls, part: Part, resources: OpResources) -> Stage:
-        """Actors of an op's own."""
+    def of(cls, planned: PlannedOp, recipe: Recipe) -> ActorPool:
+        """Of an op that runs by itself: its own resources, or the recipe's."""
+        return cls.own(planned.resources) if planned.resources else cls.models(place(recipe.resources))
+
+    @classmethod
+    def own(cls, resources: OpResources) -> ActorPool:
+        """Of an op's own."""
         r, pool = resources, pool_of(resources.actors)
         wanted = {"CPU": r.cpus, "GPU": r.gpus, "memory": (r.memory_mb or 0) << 20, **r.custom}
-        return cls(part, pool, within(pool, actors_that_fit(wanted)), r.cpus, r.gpus, r.memory_mb, r.custom)
+        return cls(pool, within(pool, actors_that_fit(wanted)), r.cpus, r.gpus, r.memory_mb, r.custom)
+
+    @classmethod
+    def models(cls, where: Placement) -> ActorPool:
+        """Of all ops that have none of their own."""
+        return cls(where.actors, where.at_once, where.cpus, where.gpus)
 
     def map(
         self, ds: ray.data.Dataset, actor: type, arguments: tuple[Any, ...], blocks: int, at_a_time: int = 1
@@ -94,17 +103,14 @@ class Stage:
             )
 
 
-def stages_of(planned: list[PlannedOp], recipe: Recipe, work: Work) -> tuple[list[Stage], Placement]:
-    """The pools of actors that a run is spread over, and where those go that are of no one op.
+def stages_of(planned: list[PlannedOp], recipe: Recipe, work: Work) -> list[tuple[Part, ActorPool]]:
+    """What a run is spread over: which part of the way, by which actors.
 
     Neighbours in the recipe share an actor, unless one has resources of its own. UsageError where these leave no CPU to decode.
     """
     if work.op is not None:
-        (resources,) = [one.resources for one in planned if one.title == work.op]
-        where = place(recipe.resources)
-        if resources:
-            return [Stage.own(Part(), resources)], where
-        return [Stage(Part(), where.actors, where.at_once, where.cpus, where.gpus)], where
+        (one,) = [one for one in planned if one.title == work.op]
+        return [(Part(), ActorPool.of(one, recipe))]
     on_frames = [one for one in planned if not one.op.on_videos]
     own = [one.resources.cpus for one in on_frames if one.resources]
     where = place(recipe.resources, reserved=[*own, 1] if own else ())
@@ -116,23 +122,23 @@ def stages_of(planned: list[PlannedOp], recipe: Recipe, work: Work) -> tuple[lis
             groups.append(([one.title], one.resources))
     stages = []
     for i, (titles, resources) in enumerate(groups):
-        part = Part(i == 0, tuple(titles), i == len(groups) - 1)
         if resources:
-            stages.append(Stage.own(part, resources))
+            actors = ActorPool.own(resources)
         elif i == 0 and not where.fused:
-            stages.append(Stage(part, where.decode_actors, where.decode_at_once, 1))
+            actors = ActorPool(where.decode_actors, where.decode_at_once, 1)
         elif i == 0 or not where.fused:
-            stages.append(Stage(part, where.actors, where.at_once, where.cpus, where.gpus))
+            actors = ActorPool.models(where)
         else:  # after an op with actors of its own
-            stages.append(Stage(part, (1, None), 1, 1))
-    return stages, where
+            actors = ActorPool((1, None), 1, 1)
+        stages.append((Part(i == 0, tuple(titles), i == len(groups) - 1), actors))
+    return stages
 
 
 def build_dataset(
     lake: Lake,
     recipe: Recipe,
     units: list[pa.Table],
-    stages: list[Stage],
+    stages: list[tuple[Part, ActorPool]],
     work: Work,
     alone: bool = False,
 ) -> ray.data.Dataset:
@@ -144,9 +150,8 @@ def build_dataset(
     # The next unit is decoded while the last frames of the one before are embedded and written; but for an item that may kill
     # its worker, and would take that unit along.
     at_a_time = 1 if alone else 2
-    for stage in stages:
-        arguments = (stage.part, lake, version, recipe, stage.cpus, work)
-        ds = stage.map(ds, Chain, arguments, len(units), at_a_time)
+    for part, actors in stages:
+        ds = actors.map(ds, Chain, (part, lake, version, recipe, actors.cpus, work), len(units), at_a_time)
     return ds
 
 
@@ -159,7 +164,7 @@ def units_here(recipe: Recipe, units: list[pa.Table], planned: list[PlannedOp]) 
     first one, so that the first rows are there while Ray starts. None on a cluster, on a GPU, or where the recipe says how to
     place the stages.
     """
-    placed = recipe.resources != Resources() or any(one.resources for one in planned)
+    placed = recipe.resources.say_where or any(one.resources for one in planned)
     if has_ray() or placed or resolve_device(recipe.resources.device) != "cpu":
         return 0
     heavy = any(one.op.heavy for one in planned)
@@ -181,9 +186,11 @@ def run_here(lake: Lake, recipe: Recipe, units: list[pa.Table], work: Work) -> I
 
 
 def run_on_ray(
-    lake: Lake, recipe: Recipe, units: list[pa.Table], work: Work, alone: bool = False
+    lake: Lake, recipe: Recipe, planned: list[PlannedOp], units: list[pa.Table], work: Work, alone: bool = False
 ) -> Iterator[pa.Table]:
-    """RESULT rows of units, as Ray Data streams them. Of a unit whose worker died DEATHS times, nothing comes."""
+    """RESULT rows of units, as Ray Data streams them. planned: the recipe's ops.
+
+    Of a unit whose worker died DEATHS times, nothing comes."""
     use_batch_scheduling()  # so does a Ray that is started here, whose idle processes wake a hundred times a second
     connect()
     hush()
@@ -196,11 +203,12 @@ def run_on_ray(
         1.0  # every actor has all the units that it may hold
     )
     wait_for_nodes(recipe.resources)
-    stages, where = stages_of(plan_ops(recipe, lake.schema("frames")), recipe, work)
+    stages = stages_of(planned, recipe, work)
+    (_, first), (_, last) = stages[0], stages[-1]
     if not alone:
-        units = share_out(units, stages[0].at_once)
+        units = share_out(units, first.at_once)
     try:
-        with explaining(lambda: no_worker(where.cpus, where.gpus)):
+        with explaining(lambda: no_worker(last.cpus, last.gpus)):
             yield from build_dataset(lake, recipe, units, stages, work, alone).iter_batches(
                 batch_size=None, batch_format="pyarrow", prefetch_batches=0
             )

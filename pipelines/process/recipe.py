@@ -78,6 +78,11 @@ class Resources(_Section):
     decode_actors: int | tuple[int, int] | None = None  # when not fused
     deadline_s: float = Field(900.0, gt=0)  # of an op at one batch, before it is told to have failed
 
+    @property
+    def say_where(self) -> bool:
+        """Whether they place anything: a run that they leave alone is placed by its size."""
+        return self != Resources(deadline_s=self.deadline_s)
+
 
 class Recipe(_Section):
     """Everything a `process` run does to an asset: how it is decoded, and the ops, in the order in which a row passes them.

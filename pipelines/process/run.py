@@ -182,7 +182,7 @@ class _Run:
             here = len(units) if all_here else 0
             self._run_units(work, units, here, True, again, failures)
             if not retry:
-                give_up(self.lake, self.recipe, work, again, failures)
+                give_up(self.lake, self.recipe, self.planned, work, again, failures)
             committer.first_commit_at = again.first_commit_at
         self.interrupted |= failures.interrupted
 
@@ -198,7 +198,7 @@ class _Run:
             if here and here < len(units):
                 committer.restart_clock()
             if here < len(units):
-                yield from run_on_ray(self.lake, self.recipe, units[here:], work, alone)
+                yield from run_on_ray(self.lake, self.recipe, self.planned, units[here:], work, alone)
 
         with closing(results()) as coming:
             for rows in coming:

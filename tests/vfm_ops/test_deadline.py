@@ -20,11 +20,13 @@ def spin(seconds: float) -> None:
 
 
 def test_a_body_in_time_is_left_alone():
+    started = time.monotonic()
     with deadline(0.2, "it"):
         pass
     spin(0.4)
     with deadline(None, "it"):
         spin(0.05)
+    assert time.monotonic() - started >= 0.45, "it ran to its end"
 
 
 def test_a_body_that_takes_too_long_is_interrupted_and_nothing_after_it():

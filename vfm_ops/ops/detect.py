@@ -10,12 +10,12 @@ import pyarrow as pa
 from pydantic import Field
 
 from vfm_ops import op
+from vfm_ops.arrow_types import BOX
 from vfm_ops.detect.loading import check_multi_label
 from vfm_ops.models.checkpoint import remembered_digest
 from vfm_ops.models.resolve import find_checkpoint
 from vfm_ops.models.shipped import DEFAULT_DETECTOR
 
-BOX = pa.list_(pa.float32(), 4)  # xyxy, pixels of the stored frame
 COLUMNS = {
     "model": pa.string(),
     "prompt": pa.string(),
@@ -58,11 +58,6 @@ class Detect(op.Op):
         super().__init__(**settings)
         self.checkpoint = find_checkpoint(self.settings.model, "detect")
         check_multi_label(self.settings.model, self.settings.multi_label)
-        self.device = "auto"
-
-    def place(self, device: str, threads: int | None) -> None:
-        """Where the model runs."""
-        self.device = device
 
     @cached_property
     def detector(self) -> Any:

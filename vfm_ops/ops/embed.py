@@ -37,12 +37,11 @@ class Embed(op.Op):
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
-        self.device, self.threads = "auto", None
         self._number = pa.float16() if self.settings.dtype == "float16" else pa.float32()
 
     def place(self, device: str, threads: int | None) -> None:
-        """Where the model runs."""
-        self.device, self.threads = device, threads  # type: ignore[assignment]
+        """Where the model runs, which decides its runtime and precision."""
+        super().place(device, threads)
         self.__dict__.pop("description", None)
 
     @cached_property

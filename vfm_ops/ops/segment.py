@@ -10,11 +10,10 @@ import pyarrow as pa
 from pydantic import Field
 
 from vfm_ops import op
+from vfm_ops.arrow_types import BOX, MASK
 from vfm_ops.models.checkpoint import remembered_digest
 from vfm_ops.models.resolve import find_checkpoint
 from vfm_ops.models.shipped import DEFAULT_TRACKER
-from vfm_ops.ops.detect import BOX
-from vfm_ops.ops.track import MASK
 
 COLUMNS = {
     "box": BOX,  # xyxy, pixels of the stored frame
@@ -47,11 +46,6 @@ class Segment(op.Op):
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
         self.checkpoint = find_checkpoint(self.settings.model, "segment")
-        self.device = "auto"
-
-    def place(self, device: str, threads: int | None) -> None:
-        """Where the model runs."""
-        self.device = device
 
     @cached_property
     def segmenter(self) -> Any:
@@ -73,10 +67,9 @@ class Segment(op.Op):
 
 
 def _row(found: Any) -> dict[str, Any]:
-    counts = found.rle["counts"]
     return {
         "box": found.box.tolist(),
-        "mask": {"size": list(found.rle["size"]), "counts": counts.decode() if isinstance(counts, bytes) else counts},
+        "mask": found.rle,
         "area": found.area,
         "score": found.score,
         "stability": found.stability,

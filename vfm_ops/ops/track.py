@@ -11,12 +11,12 @@ import pyarrow as pa
 from pydantic import Field
 
 from vfm_ops import op
+from vfm_ops.arrow_types import BOX, MASK
+from vfm_ops.detect.prompts import split_prompt
 from vfm_ops.models.checkpoint import remembered_digest
 from vfm_ops.models.resolve import find_checkpoint
 from vfm_ops.models.shipped import DEFAULT_DETECTOR, DEFAULT_TRACKER
-from vfm_ops.ops.detect import BOX
 
-MASK = pa.struct([("size", pa.list_(pa.int32(), 2)), ("counts", pa.string())])  # COCO RLE, size is (height, width)
 COLUMNS = {
     "track_id": pa.string(),
     "frame_index": pa.int64(),
@@ -58,11 +58,6 @@ class Track(op.VideoOp):
             find_checkpoint(self.settings.detector, "detect"),
             find_checkpoint(self.settings.model, "track"),
         ]
-        self.device = "auto"
-
-    def place(self, device: str, threads: int | None) -> None:
-        """Where the models run."""
-        self.device = device
 
     def digest(self) -> str:
         """Of the weights of both."""
@@ -90,8 +85,7 @@ class Track(op.VideoOp):
         least = self.detector.detector.default_threshold if s.threshold is None else s.threshold
         tracker = replace(FOR_DETECTIONS, max_objects=s.max_objects)
         settings = DetectTrackSettings(s.detect_every, least, s.max_objects, tracker=tracker)
-        prompts = [p.strip() for p in s.prompts.split(".") if p.strip()]
-        return DetectThenTrack(self.detector, self.network, prompts, settings)
+        return DetectThenTrack(self.detector, self.network, split_prompt(s.prompts), settings)
 
     def chunk(self, video: op.Video, state: Any, frames: list[op.VideoFrame]) -> tuple[Any, list[dict[str, Any]]]:
         """The frames' tracks."""
@@ -118,7 +112,7 @@ class Track(op.VideoOp):
             "pts_s": row.pts_s,
             "label": row.label,
             "box": row.box.tolist(),
-            "mask": row.mask and {"size": list(row.mask["size"]), "counts": _text(row.mask["counts"])},
+            "mask": row.mask,
             "score": row.score,
             "visible": row.visible,
         }
@@ -134,7 +128,3 @@ class _AtThreshold:
         """See `vfm_ops.track.detect_then_track.BoxDetector`."""
         s = self.settings
         return self.detector.detect(images, prompts, thresholds=s.threshold, nms_iou=s.nms_iou)
-
-
-def _text(counts: str | bytes) -> str:
-    return counts.decode() if isinstance(counts, bytes) else counts

@@ -12,11 +12,12 @@ import pyarrow as pa
 from pydantic import Field
 
 from vfm_ops import op
+from vfm_ops.arrow_types import BOX
 from vfm_ops.errors import UsageError
 from vfm_ops.models.checkpoint import remembered_digest
 from vfm_ops.models.resolve import find_checkpoint
 from vfm_ops.models.shipped import DEFAULT_DETECTOR
-from vfm_ops.ops.detect import BOX, TileSettings, tile_options
+from vfm_ops.ops.detect import TileSettings, tile_options
 
 COLUMNS = {
     "track_id": pa.string(),
@@ -61,12 +62,6 @@ class TrackBoxes(op.VideoOp):
         super().__init__(**settings)
         self.chunk_frames = self.settings.chunk_frames
         self.checkpoint = find_checkpoint(self.settings.detector, "detect")
-        self.device: Any = "auto"
-        self.threads: int | None = None
-
-    def place(self, device: str, threads: int | None) -> None:
-        """Where the models run."""
-        self.device, self.threads = device, threads
 
     def digest(self) -> str:
         """Of the detector's weights, and of the embedding model's."""

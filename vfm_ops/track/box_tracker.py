@@ -187,7 +187,7 @@ class BoxTracker(ABC):
         """Gives free ones of some detections to free tracks. places: float64 (tracks, 4), of all. direction: float (tracks,
         detections), of all too, added to the score.
         """
-        tracks, free = self._free(seen), [i for i in detections if i not in seen.track_of]
+        tracks, free = self._free(seen), seen.free(detections)
         rows = [self.tracks.index(t) for t in tracks]
         overlap = box_iou(places[rows], seen.boxes[free])
         looks, score = seen.cosines(tracks, free), overlap
@@ -201,7 +201,7 @@ class BoxTracker(ABC):
     def _match_by_looks(self, seen: FrameDetections, detections: Sequence[int]) -> None:
         """Gives free detections to confirmed tracks that were out of sight, by appearance."""
         tracks = [t for t in self._free(seen) if t.missed > 1 and t.track_id is not None]
-        free = [i for i in detections if i not in seen.track_of]
+        free = seen.free(detections)
         looks = np.nan_to_num(seen.cosines(tracks, free), nan=-1.0)
         fits = seen.same_label(tracks, free) & (looks >= self.settings.reid_looks)
         for track in self._assign(seen, tracks, free, np.where(fits, looks, 0.0), fits):

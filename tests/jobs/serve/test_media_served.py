@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 
 import cv2
@@ -107,9 +106,6 @@ def test_a_file_that_is_gone_is_said_to_be_without_its_path(served, media):
     assert "good.jpg" in answer.json()["detail"]
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("vfm_ops.media.local_file") is None, reason="local files are opened without care here"
-)
 @pytest.mark.parametrize("trap", ["fifo", "link", "directory", "device"])
 def test_a_path_replaced_by_a_trap_is_refused_at_once(served, media, trap, tmp_path):
     """A FIFO hung the server; a link showed whatever it named."""

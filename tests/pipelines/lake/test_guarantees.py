@@ -193,8 +193,8 @@ def test_a_lease_that_an_older_version_left_without_its_one_row_does_not_lock_th
 
 
 @pytest.fixture
-def taken(tmp_path, monkeypatch):
-    """A lake whose holder was taken for dead: the first lease, whose heartbeat stands still, and the second."""
+def stalled(tmp_path, monkeypatch) -> Lake:
+    """A lake whose holder's heartbeat stands still."""
     monkeypatch.setattr(lease, "EXPIRES_S", 0.2)
     first = Lake.create(tmp_path / "lake")
     first.append("assets", pa.Table.from_pylist([{"asset_id": "a", "uri": "a"}], SCHEMAS["assets"]))
@@ -202,6 +202,13 @@ def taken(tmp_path, monkeypatch):
     held.__enter__()
     held._stop.set()
     held._thread.join()
+    return first
+
+
+@pytest.fixture
+def taken(stalled, monkeypatch):
+    """A lake whose holder was taken for dead: the first lease, whose heartbeat stands still, and the second."""
+    first = stalled
     monkeypatch.setattr(socket, "gethostname", lambda: "elsewhere")
     second = Lake.open(first.root)
     with Lease(second, "second") as lease_of_second:
@@ -225,15 +232,9 @@ def test_every_kind_of_change_by_a_run_that_lost_its_lease_fails(taken):
     assert second.read("assets", ["asset_id", "uri"]).to_pylist() == [{"asset_id": "a", "uri": "a"}]
 
 
-def test_a_commit_from_a_handle_that_was_opened_before_the_takeover_fails(tmp_path, monkeypatch):
+def test_a_commit_from_a_handle_that_was_opened_before_the_takeover_fails(stalled, monkeypatch):
     """Paused between the check and the commit: the check cannot see what comes after it."""
-    monkeypatch.setattr(lease, "EXPIRES_S", 0.2)
-    first = Lake.create(tmp_path / "lake")
-    first.append("assets", pa.Table.from_pylist([{"asset_id": "a", "uri": "a"}], SCHEMAS["assets"]))
-    held = Lease(first, "first")
-    held.__enter__()
-    held._stop.set()
-    held._thread.join()
+    first = stalled
 
     def paused(dataset) -> None:
         with monkeypatch.context() as m:

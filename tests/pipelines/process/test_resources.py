@@ -8,7 +8,7 @@ from PIL import Image
 
 from pipelines.cluster import NodeShape, place
 from pipelines.lake import Lake, verify_lake
-from pipelines.process.graph import Stage, stages_of
+from pipelines.process.graph import ActorPool, stages_of
 from pipelines.process.ops import plan_ops
 from pipelines.process.recipe import Recipe, Resources
 from pipelines.process.run import process
@@ -70,14 +70,14 @@ def test_neighbours_share_a_stage_but_for_those_with_resources(lake):
     from pipelines.lake import Work
 
     work = Work(recipe.hash, None, "", False)
-    stages, _ = stages_of(planned, recipe, work)
-    assert [(s.part.decode, s.part.ops, s.part.write, s.pool) for s in stages] == [
+    stages = stages_of(planned, recipe, work)
+    assert [(part.decode, part.ops, part.write, actors.pool) for part, actors in stages] == [
         (True, ("first", "bright"), False, (1, None)),
         (False, ("second",), False, (1, 3)),
         (False, ("third",), True, (1, None)),
     ]
-    assert isinstance(stages[0], Stage)
-    assert stages[0].cpus <= 2, "of four CPUs, one is the op's, and one is what comes after it"
+    assert isinstance(stages[0][1], ActorPool)
+    assert stages[0][1].cpus <= 2, "of four CPUs, one is the op's, and one is what comes after it"
 
 
 def test_cpus_of_ops_are_left_to_them():
