@@ -107,10 +107,10 @@ class Op:
     name: what recipes and tables call it. version: raised by hand when its values change. adds: the columns, with their Arrow
     types. table: instead, rows of a table of its own. needs: how the pictures are to be cut and sized for it; None where it
     reads columns alone. columns: those of the row that it reads, given to `run` by name. main: the setting that a bare text
-    stands for. bounds: settings that only `keep` looks at. unkeyed: settings that change no value, such as a batch size. heavy:
-    it takes seconds to load, or a second a frame. resources: actors of its own, which a recipe's `resources` replaces.
-    deadline_s: set by a recipe; a batch that takes longer fails. device,
-    threads: where to run, once `place` has told it.
+    stands for. bounds: settings that only `keep` looks at. unkeyed: settings that change no value, such as a batch size.
+    resources: actors of its own, which a recipe's `resources` replaces. deadline_s: set by a recipe; a batch that takes longer
+    fails. one_thread: on CPUs, several workers of one thread are faster than one of several threads. device, threads: where to
+    run, once `place` has told it.
 
     Args:
         settings: values of `Settings`, by name.
@@ -136,11 +136,11 @@ class Op:
     main: ClassVar[str | None] = None
     bounds: ClassVar[tuple[str, ...]] = ()
     unkeyed: ClassVar[tuple[str, ...]] = ()
-    heavy: ClassVar[bool] = False
     unit: ClassVar[str] = "frame"
     on_videos: ClassVar[bool] = False
     resources: Resources | None = None
     deadline_s: float | None = None
+    one_thread: bool = False
     device: str = "auto"
     threads: int | None = None
     Settings: ClassVar[type[Settings]] = Settings

@@ -1,8 +1,9 @@
 """`process`: pending assets -> decode -> embed, detect, track -> write -> commit. `run` has the whole way on one screen.
 
     recipe     what is done to an asset         plan       what a run still has to do, as units
-    units      how assets are cut for workers   graph      where units run: on Ray, or in this process
-    chain      the ops in one actor             models     the views that models see, the columns that they fill
+    units      how assets are cut for workers   graph      where units run: on Ray, or without
+    chain      the ops in one actor             local      workers without Ray
+    stages     the ops of a chain               ops        a recipe's ops, their keys and columns
     commit     results in, commits out          failures   what came back in place of results
     backfill   a new model's column for frames that are there already
 The ops are decode, embed, detect, track and write, on tables as `frames` describes them; `store` says whose fault it is when

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipelines.cluster import MOST_CPUS, connect, has_ray, hush
+from pipelines.cluster import connect, hush
 from pipelines.lake import Lake, Lease, new_run_id
 from pipelines.lake.coverage import AssetSet, asset_numbers, assets_in, cover, covered
 from pipelines.lake.keys import op_keys
@@ -25,11 +25,11 @@ from pipelines.lake.numbers import id_hashes, number_assets
 from pipelines.lake.schema import ERROR, wants_value
 from pipelines.lake.sql import equals
 from pipelines.process.frames import WHY_DROPPED, picture_rows, put_column
-from pipelines.process.graph import ActorPool
+from pipelines.process.graph import DEATHS, ActorPool, fits_here, local_workers
+from pipelines.process.local import WorkerDied, run_locally
 from pipelines.process.ops import PlannedOp, drop_op, forget_errors_in, forget_values, plan_ops, prepare
 from pipelines.process.recipe import Recipe, Resources
 from pipelines.process.stages import OpStage, views_of
-from pipelines.process.units import LARGEST_UNIT
 from pipelines.process.write import UnitError, op_rows
 from pipelines.settings import validate
 from vfm_ops.embed.columns import patches_column
@@ -37,10 +37,10 @@ from vfm_ops.errors import MediaError, UsageError, VfmError
 from vfm_ops.media.frame import DecodeSettings
 from vfm_ops.media.sandbox import Sandbox
 from vfm_ops.media.source import MediaSource
-from vfm_ops.models.device import cpu_count, resolve_device
 from vfm_ops.scheduling import use_batch_scheduling
 
 ROWS, BLIND_ROWS = 32, 8192  # in a batch, of an op that looks at pictures and of one that does not
+CAN_GO_ON = "what was committed stays, and the same command goes on"
 Row = dict[str, Any]
 
 
@@ -191,9 +191,9 @@ def run_on_fragments(
     fragments = [f for f in _fragments_of(lake, wanted) if f in counts]
     if not fragments:
         return
-    few = _is_small(min(len(wanted), sum(counts[f] for f in fragments)), recipe.resources)
-    small = few and planned.resources is None
-    for row in (_fill_here if small else _fill_on_ray)(lake, recipe, planned, pending, wanted, fragments):
+    blocks = [pa.table({"fragment": [f], "cost": [float(counts[f])]}) for f in fragments]
+    fill = _fill_here if fits_here(recipe, [planned], blocks) else _fill_on_ray
+    for row in fill(lake, recipe, planned, pending, wanted, blocks):
         if row["error"]:
             error = UnitError(**json.loads(row["error"]))
             kind = UsageError if error.exit_code == UsageError.exit_code else VfmError
@@ -201,25 +201,20 @@ def run_on_fragments(
         yield row, len(fragments)
 
 
-def _is_small(rows: int, resources: Resources) -> bool:
-    """Whether the work is done here before Ray would have started, where one actor would hold the whole machine anyway."""
-    alone = not has_ray() and not resources.say_where and cpu_count() < 2 * MOST_CPUS
-    return alone and rows <= LARGEST_UNIT and resolve_device(resources.device) == "cpu"
-
-
 def _fill_here(
-    lake: Lake, recipe: Recipe, planned: PlannedOp, pending: str, wanted: AssetSet, fragments: list[int]
+    lake: Lake, recipe: Recipe, planned: PlannedOp, pending: str, wanted: AssetSet, blocks: list[pa.Table]
 ) -> Iterator[Row]:
-    fill = FillFragment(lake, recipe, planned.title, min(cpu_count(), MOST_CPUS), pending, wanted)
-    try:
-        for fragment in fragments:
-            yield from fill(pa.table({"fragment": [fragment]})).to_pylist()
-    finally:
-        fill.close()
+    workers, threads = local_workers([planned], len(blocks))
+    arguments = (lake, recipe, planned.title, threads, pending, wanted)
+    for _, made in run_locally(FillFragment, arguments, blocks, DEATHS, workers, threads):
+        if isinstance(made, WorkerDied):
+            raise VfmError(f"{planned.says} ended its worker ({made}); {CAN_GO_ON}")
+        for rows in made:
+            yield from rows.to_pylist()
 
 
 def _fill_on_ray(
-    lake: Lake, recipe: Recipe, planned: PlannedOp, pending: str, wanted: AssetSet, fragments: list[int]
+    lake: Lake, recipe: Recipe, planned: PlannedOp, pending: str, wanted: AssetSet, blocks: list[pa.Table]
 ) -> Iterator[Row]:
     connect()
     hush()
@@ -227,15 +222,14 @@ def _fill_on_ray(
 
     ray.data.DataContext.get_current().max_errored_blocks = 0  # a run before this one may let blocks fail
     actors = ActorPool.of(planned, recipe)
-    ds = ray.data.from_arrow([pa.table({"fragment": [f]}) for f in fragments])
-    ds = actors.map(ds, FillFragment, (lake, recipe, planned.title, actors.cpus, pending, wanted), len(fragments))
+    arguments = (lake, recipe, planned.title, actors.cpus, pending, wanted)
+    ds = actors.map(ray.data.from_arrow(blocks), FillFragment, arguments, len(blocks))
     try:
         for batch in ds.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
             yield from batch.to_pylist()
     except ray.exceptions.RayError as e:
         reason = next((line for line in str(e).splitlines() if line.strip()), type(e).__name__).strip()
-        text = f"Ray ended {planned.says}: {reason}; what was committed stays, and the same command goes on"
-        raise VfmError(text) from e
+        raise VfmError(f"Ray ended {planned.says}: {reason}; {CAN_GO_ON}") from e
 
 
 FILLED = pa.schema(

@@ -107,11 +107,6 @@ class Committer:
         other.settled, other.grown = self.settled, self.grown
         return other
 
-    def restart_clock(self) -> None:
-        """Rates count from the next result on; what came so far came while the workers were starting."""
-        self._first_result_at, self._steady_frames = None, 0
-        self._cpu.clear()
-
     @property
     def unit(self) -> str:
         """What is settled."""

@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
+
+import pyarrow as pa
 
 from pipelines.lake import Lake, Work, pending_assets
 from pipelines.process.commit import Committer
 from pipelines.process.frames import Outcome
-from pipelines.process.graph import DEATHS, run_on_ray
-from pipelines.process.ops import PlannedOp
-from pipelines.process.recipe import Recipe
+from pipelines.process.graph import DEATHS
 from pipelines.process.units import empty_unit
-from pipelines.process.write import UnitError
+from pipelines.process.write import WORKER_DIED, UnitError
 from vfm_ops.errors import UsageError, VfmError
+
+Run = Callable[[list[pa.Table]], Iterable[pa.Table]]
 
 logger = logging.getLogger(__name__)
 
@@ -46,21 +49,20 @@ class Failures:
             logger.info("a unit failed; each of its items is tried again alone:\n%s", self.last.traceback)
 
 
-def give_up(
-    lake: Lake, recipe: Recipe, planned: list[PlannedOp], work: Work, committer: Committer, failures: Failures
-) -> None:
+def give_up(lake: Lake, work: Work, committer: Committer, failures: Failures, run: Run) -> None:
     """Quarantines what ran alone and is still pending: with what it raised, or else its worker died.
 
-    Not what a store failed on; and nothing where no worker lives long enough for anything at all.
+    run: gives the results of units. Not what a store failed on; and nothing where no worker lives long enough for anything at
+    all.
     """
-    checked = bool(committer.settled or failures.raised)
+    checked = bool(committer.settled or any(error.kind != WORKER_DIED for error in failures.raised.values()))
     for batch in pending_assets(lake, work):
         version = lake.table("assets").version
         for asset in lake.take("assets", batch["_rowid"].to_pylist(), version).to_pylist():
             if asset["asset_id"] in failures.interrupted:
                 continue
             if not checked:
-                _check_workers(lake, recipe, planned, work)
+                _check_workers(run)
                 checked = True
             committer.add_outcome(asdict(_failed({**asset, "attempt": 1}, work, failures)))
     committer.flush(last=True)
@@ -73,16 +75,16 @@ def _failed(asset: dict[str, Any], work: Work, failures: Failures) -> Outcome:
     else:
         outcome.fail(
             "process",
-            "worker_died",
+            WORKER_DIED,
             f"the worker died each of the {DEATHS} times that it ran this item alone; look at Ray's logs, then vfm retry",
         )
     return outcome
 
 
-def _check_workers(lake: Lake, recipe: Recipe, planned: list[PlannedOp], work: Work) -> None:
+def _check_workers(run: Run) -> None:
     """Runs a unit of nothing. VfmError when that kills its worker, too: then no item is to blame."""
-    if not any(True for _ in run_on_ray(lake, recipe, planned, [empty_unit()], work, alone=True)):
+    if not any(True for _ in run([empty_unit()])):
         raise VfmError(
-            "every worker died before it had done anything: Ray's logs in /tmp/ray/session_latest/logs say why; memory is the "
-            "usual reason, then set resources.actors lower"
+            "every worker died before it had done anything: memory is the usual reason, then set resources.actors lower; on a "
+            "cluster, Ray's logs in /tmp/ray/session_latest/logs say more"
         )

@@ -1,4 +1,4 @@
-"""Where units run: on a Ray Data graph, or in this process where that is done before Ray would have started.
+"""Where units run: on a Ray Data graph, or in a worker without Ray where that fills the machine (`local`).
 
 On CPUs one actor decodes, embeds and writes (pixels stay in one process and its decoder children); on GPUs decode actors feed
 model actors; an op with resources of its own has actors of its own. The ops are always the same (`chain`).
@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipelines.cluster import (
     MOST_CPUS,
@@ -30,9 +31,11 @@ from pipelines.cluster import (
 )
 from pipelines.lake import Lake, Work
 from pipelines.process.chain import Chain, Part
+from pipelines.process.local import WorkerDied, run_locally
 from pipelines.process.ops import PlannedOp
 from pipelines.process.recipe import Recipe
-from pipelines.process.units import LARGEST_UNIT, share_out
+from pipelines.process.units import LARGEST_UNIT, read_unit, share_out
+from pipelines.process.write import WORKER_DIED, UnitError, error_row
 from vfm_ops.errors import VfmError
 from vfm_ops.models.device import cpu_count, resolve_device
 from vfm_ops.op import Resources as OpResources
@@ -42,7 +45,6 @@ if TYPE_CHECKING:
     import ray
 
 DEATHS = 3  # of workers, until a unit is given up; nodes vanish, too
-SHORT_UNIT = 128.0  # images' worth of work that may come before Ray starts
 
 
 @dataclass(frozen=True)
@@ -155,34 +157,45 @@ def build_dataset(
     return ds
 
 
-def units_here(recipe: Recipe, units: list[pa.Table], planned: list[PlannedOp]) -> int:
-    """How many units run in this process: Ray takes longer to start than a small corpus takes to process.
+def fits_here(recipe: Recipe, planned: list[PlannedOp], units: list[pa.Table]) -> bool:
+    """Whether one worker fills this machine, or is done before Ray would have started; and nobody asked for a cluster, a card,
+    or certain actors.
 
-    planned: the ops that they go through.
-
-    All of them where there is but one, or the corpus is small and one actor would hold the whole machine anyway; else a short
-    first one, so that the first rows are there while Ray starts. None on a cluster, on a GPU, or where the recipe says how to
-    place the stages.
+    planned: the ops that are to run.
     """
-    placed = recipe.resources.say_where or any(one.resources for one in planned)
-    if has_ray() or placed or resolve_device(recipe.resources.device) != "cpu":
-        return 0
-    heavy = any(one.op.heavy for one in planned)
-    costs = [sum(u["cost"].to_pylist()) for u in units]
-    if len(units) == 1 or (sum(costs) <= LARGEST_UNIT and cpu_count() < 2 * MOST_CPUS):
-        return len(units)
-    return int(costs[0] <= SHORT_UNIT and not heavy)
+    if has_ray() or recipe.resources.say_where or any(one.resources for one in planned):
+        return False
+    small = cpu_count() < 2 * MOST_CPUS or sum(pc.sum(u["cost"]).as_py() for u in units) <= LARGEST_UNIT
+    return small and resolve_device(recipe.resources.device) == "cpu"
 
 
-def run_here(lake: Lake, recipe: Recipe, units: list[pa.Table], work: Work) -> Iterator[pa.Table]:
-    """RESULT rows of units, one after another, in this process."""
-    version, threads = lake.table("assets").version, min(cpu_count(), MOST_CPUS)
-    chain = Chain(Part(), lake, version, recipe, threads, work)
-    try:
-        for unit in units:
-            yield from chain(unit)
-    finally:
-        chain.close()
+def local_workers(ops: list[PlannedOp], units: int) -> tuple[int, int]:
+    """How many workers are to fill this machine, and the threads of each. ops: what they run; units: how many there are."""
+    cpus = min(cpu_count(), MOST_CPUS)
+    workers = min(cpus, units) if any(one.op.one_thread for one in ops) else 1
+    return workers, cpus // workers
+
+
+def run_here(
+    lake: Lake, recipe: Recipe, planned: list[PlannedOp], units: list[pa.Table], work: Work, alone: bool = False
+) -> Iterator[pa.Table]:
+    """RESULT rows of units, from workers on this machine. planned: the recipe's ops.
+
+    Of a unit whose worker died, nothing comes; but, of one that is tried `alone`, an error that says how."""
+    version = lake.table("assets").version
+    ops = [one for one in planned if work.op == (one.title if one.op.on_videos else None)]
+    if not alone:
+        units = share_out(units, local_workers(ops, sum(u.num_rows for u in units))[0])
+    workers, threads = local_workers(ops, len(units))
+    arguments = (Part(), lake, version, recipe, threads, work)
+    tries = DEATHS if alone else 1
+    for unit, made in run_locally(Chain, arguments, units, tries, workers, threads):
+        if not isinstance(made, WorkerDied):
+            yield from made
+        elif alone and unit.num_rows:
+            message = f"the worker died each of the {DEATHS} times that it ran this item alone: {made}; then vfm retry"
+            assets = read_unit(lake, version, unit)["asset_id"].to_pylist()
+            yield error_row(UnitError(message, WORKER_DIED, None, "", assets))
 
 
 def run_on_ray(

@@ -13,6 +13,7 @@ from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -26,7 +27,7 @@ from pipelines.process.backfill import fill_values
 from pipelines.process.commit import Committer, Progress
 from pipelines.process.failures import Failures, give_up
 from pipelines.process.filters import apply_filter, apply_sampling, reconsider, settle_moves
-from pipelines.process.graph import run_here, run_on_ray, units_here
+from pipelines.process.graph import fits_here, run_here, run_on_ray
 from pipelines.process.migrate import migrate
 from pipelines.process.ops import PlannedOp, coverage_keys, plan_ops, prepare
 from pipelines.process.plan import assets_left, second_units
@@ -169,8 +170,7 @@ class _Run:
         """Runs what is pending, in units; then what did not settle, each item alone, so that a bad one takes no other along."""
         first = Failures()
         units = list(cut_units(assets_left(self.lake, work, self.run_id, retry)))
-        here = units_here(self.recipe, units, planned)
-        all_here = here == len(units)
+        here = fits_here(self.recipe, planned, units)
         self._run_units(work, units, here, False, committer, first)
         failures = Failures()
         units = second_units(self.lake, work, self.run_id, retry, first.interrupted)
@@ -178,29 +178,18 @@ class _Run:
             # Of a unit that ended in the middle of a video, frames may be there already: begin as after a kill.
             sweep(self.lake)
             again = committer.again()
-            # What may have killed a worker must not run in this process.
-            here = len(units) if all_here else 0
             self._run_units(work, units, here, True, again, failures)
             if not retry:
-                give_up(self.lake, self.recipe, self.planned, work, again, failures)
+                give_up(self.lake, work, again, failures, partial(self._results, work, here=here, alone=True))
             committer.first_commit_at = again.first_commit_at
         self.interrupted |= failures.interrupted
 
     def _run_units(
-        self, work: Work, units: list[pa.Table], here: int, alone: bool, committer: Committer, failures: Failures
+        self, work: Work, units: list[pa.Table], here: bool, alone: bool, committer: Committer, failures: Failures
     ) -> None:
-        """Runs the first `here` units in this process and the others on Ray, and commits what they give."""
+        """Runs units, `here` or on Ray, and commits what they give."""
         total = committer.settled + sum(u.num_rows for u in units)
-
-        def results() -> Generator[pa.Table, None, None]:
-            if here:
-                yield from run_here(self.lake, self.recipe, units[:here], work)
-            if here and here < len(units):
-                committer.restart_clock()
-            if here < len(units):
-                yield from run_on_ray(self.lake, self.recipe, self.planned, units[here:], work, alone)
-
-        with closing(results()) as coming:
+        with closing(self._results(work, units, here, alone)) as coming:
             for rows in coming:
                 for result in rows.to_pylist():
                     try:
@@ -215,6 +204,15 @@ class _Run:
         committer.flush(last=True)
         if self.progress and units:
             self.progress(committer, total)
+
+    def _results(self, work: Work, units: list[pa.Table], here: bool, alone: bool) -> Generator[pa.Table, None, None]:
+        """RESULT rows of units."""
+        if not units:
+            return
+        if here:
+            yield from run_here(self.lake, self.recipe, self.planned, units, work, alone)
+        else:
+            yield from run_on_ray(self.lake, self.recipe, self.planned, units, work, alone)
 
 
 def _summarise(run_id: str, committer: Committer) -> RunSummary:

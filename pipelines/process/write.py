@@ -38,6 +38,7 @@ RESULT = pa.schema(
         ("error", pa.string()),  # JSON of a UnitError; null where the unit got through
     ]
 )
+WORKER_DIED = "worker_died"  # kind of an error
 INTERRUPTED = "store"  # stage of an outcome that is no outcome: the asset's store failed while it was read
 
 

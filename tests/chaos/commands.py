@@ -127,9 +127,13 @@ def _child(command: Run, state: Any, environment: dict[str, str]) -> None:
     log = os.open(command.log or os.devnull, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
+    from jobs.cli import main
+    from pipelines.process import local
+    from tests.in_process import InProcess
+
     _count_writes(command, state)
     _set_machine(command)
-    from jobs.cli import main
+    local.Worker = InProcess  # type: ignore[assignment,misc]  # its writes count, and it costs no imports
 
     state[1] = main(list(command.argv))
     sys.stdout.flush()

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import package_dir
+from tests.in_process import InProcess
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -50,3 +51,10 @@ def corpus(tmp_path_factory, photographs, bikes) -> Path:
     for name in ("a.mp4", "b.mp4"):
         shutil.copyfile(videos / name, folder / name)
     return folder
+
+
+@pytest.fixture
+def without_ray(monkeypatch) -> None:
+    """Runs go on in this process, whatever earlier tests have started: what a test replaces, they see."""
+    monkeypatch.setattr("pipelines.process.graph.has_ray", lambda: False)
+    monkeypatch.setattr("pipelines.process.local.Worker", InProcess)

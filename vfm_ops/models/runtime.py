@@ -192,7 +192,7 @@ def _measure(
     """Fidelity and rate of the candidates on frames. torch on a CPU is tried only when no OpenVINO candidate is faithful:
     it was slower on every backbone measured, and converting twice would delay the first result. Only a precision the
     user named skips the judgement."""
-    reference = _as_tuple(torch_runtime.build(request, "exact")(*frames))
+    reference = _as_tuple(torch_runtime.reference(request)(*frames))
     rates: dict[str, float] = {}
     best: tuple[float, float, Candidate, CompiledModule] | None = None
     for candidate in candidates:

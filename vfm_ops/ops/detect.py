@@ -49,7 +49,8 @@ class DetectSettings(op.Settings):
 class Detect(op.Op):
     """Boxes with exactly one prompt each, rows of `detections`; xyxy in pixels of the stored frame."""
 
-    name, main, heavy = "detect", "prompts", True
+    one_thread = True
+    name, main = "detect", "prompts"
     table = op.Table("detections", COLUMNS, id="detection_id", prefix="d")
     Settings = DetectSettings
     settings: DetectSettings

@@ -38,7 +38,8 @@ class SegmentSettings(op.Settings):
 class Segment(op.Op):
     """Masks of everything that a grid of points finds, rows of `segments`, the most confident first."""
 
-    name, main, heavy = "segment", "model", True
+    one_thread = True
+    name, main = "segment", "model"
     table = op.Table("segments", COLUMNS)
     Settings = SegmentSettings
     settings: SegmentSettings

@@ -45,7 +45,8 @@ class TrackSettings(op.Settings):
 class Track(op.VideoOp):
     """Objects with identity, box and mask on every frame, rows of `tracks`; in pixels of the stored frame."""
 
-    name, main, heavy = "track", "prompts", True
+    one_thread = True
+    name, main = "track", "prompts"
     table = op.Table("tracks", COLUMNS)
     unkeyed = ("chunk_frames",)
     Settings = TrackSettings

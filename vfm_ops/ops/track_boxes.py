@@ -52,7 +52,8 @@ class TrackBoxesSettings(op.Settings):
 class TrackBoxes(op.VideoOp):
     """Boxes with identity, where the detector saw them, rows of `box_tracks`; in pixels of the stored frame."""
 
-    name, main, heavy = "track_boxes", "prompts", True
+    one_thread = True
+    name, main = "track_boxes", "prompts"
     table = op.Table("box_tracks", COLUMNS)
     unkeyed = ("chunk_frames",)
     Settings = TrackBoxesSettings

@@ -12,7 +12,6 @@ from PIL import Image
 from pipelines.lake import Lake, verify_lake
 from pipelines.lake.coverage import FOLD_SURPLUS, AssetSet, cover
 from pipelines.lake.maintenance import maintain
-from pipelines.process import backfill, graph
 from pipelines.process.backfill import forget_errors
 from pipelines.process.recipe import Recipe
 from pipelines.process.run import process
@@ -109,10 +108,8 @@ def corpus(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def lake(tmp_path, corpus, monkeypatch) -> Lake:
+def lake(tmp_path, corpus, monkeypatch, without_ray) -> Lake:
     """An ingested lake, its sources in a folder of their own, and ops of another package whose calls are counted."""
-    for module in (backfill, graph):
-        monkeypatch.setattr(module, "has_ray", lambda: False)
     (tmp_path / "their_ops.py").write_text(OPS)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "their_ops", raising=False)

@@ -12,7 +12,6 @@ from PIL import Image
 
 from jobs.cli import main
 from pipelines.lake import Lake, verify_lake
-from pipelines.process import backfill, graph
 from pipelines.process.recipe import Recipe
 from pipelines.process.run import process
 from pipelines.sources import ingest
@@ -58,11 +57,10 @@ def width(images):
 
 
 @pytest.fixture(autouse=True)
-def in_this_process(request, monkeypatch):
+def in_this_process(request):
     """Also where an earlier test started Ray, whose workers see neither this test's modules nor its environment."""
     if "ray_local" not in request.fixturenames:
-        for module in (backfill, graph):
-            monkeypatch.setattr(module, "has_ray", lambda: False)
+        request.getfixturevalue("without_ray")
 
 
 @pytest.fixture

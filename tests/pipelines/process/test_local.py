@@ -1,0 +1,130 @@
+"""Workers without Ray: what they are given comes back in order; one that ends costs the block that it had, and no more."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import pytest
+from PIL import Image
+
+from pipelines.lake import Lake, verify_lake
+from pipelines.process.local import AHEAD, WorkerDied, run_locally
+from pipelines.sources import ingest
+
+OP = """
+import os, signal
+import numpy as np
+import pyarrow as pa
+from vfm_ops.op import op
+from vfm_ops.media.view import View
+
+@op(adds={"level": pa.float32()}, needs=View(8))
+def level(images):
+    found = [float(image.mean()) for image in images]
+    if max(found) > 250:  # the white one
+        os.kill(os.getpid(), signal.SIGSEGV)
+    print("no result of ours")
+    return found
+"""
+
+
+class Doubles:
+    """Doubles numbers; at a negative one it ends its process, so often as the file of that name is not there yet."""
+
+    def __init__(self, marks: str) -> None:
+        self.marks = Path(marks)
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        (n,) = block["n"].to_pylist()
+        if n < 0 and len(list(self.marks.glob(f"{n}-*"))) < -n:
+            (self.marks / f"{n}-{os.getpid()}").touch()
+            os._exit(7)
+        return pa.table({"n": [2 * n], "pid": [os.getpid()]})
+
+    def close(self) -> None:
+        """Nothing to end."""
+
+
+def run(tmp_path: Path, numbers: list[int], tries: int = 1) -> list[int | str]:
+    given = run_locally(Doubles, (str(tmp_path),), (pa.table({"n": [n]}) for n in numbers), tries)
+    return [str(made) if isinstance(made, WorkerDied) else made[0]["n"][0].as_py() for _, made in given]
+
+
+def test_blocks_come_back_in_order(tmp_path):
+    assert run(tmp_path, list(range(3 * AHEAD))) == [2 * n for n in range(3 * AHEAD)]
+    assert run(tmp_path, []) == []
+
+
+def test_a_worker_that_ends_costs_the_block_it_had(tmp_path):
+    assert run(tmp_path, [1, -5, 2, 3, -6]) == [2, "exit code 7", 4, 6, "exit code 7"]
+
+
+def test_a_block_is_tried_as_often_as_asked(tmp_path):
+    assert run(tmp_path, [-2, 1, -3, 2], tries=3) == [-4, 2, "exit code 7", 4]
+
+
+def test_no_worker_outlives_who_started_it(tmp_path):
+    code = f"""
+import os, sys
+sys.path[:0] = {[str(Path(__file__).parents[3])]}
+from tests.pipelines.process.test_local import Doubles, pa, run_locally
+found = run_locally(Doubles, ({str(tmp_path)!r},), (pa.table({{"n": [n]}}) for n in range(9)))
+print(next(found)[1][0]["pid"][0].as_py(), flush=True)
+os.kill(os.getpid(), 9)
+"""
+    pid = int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False).stdout)
+    end = time.monotonic() + 30
+    while psutil.pid_exists(pid) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert not psutil.pid_exists(pid)
+
+
+@pytest.fixture
+def lake(tmp_path, monkeypatch) -> Lake:
+    """Five pictures, the last one white, and an op that dies of white."""
+    (tmp_path / "in").mkdir()
+    for i, shade in enumerate([10, 60, 110, 160, 255]):
+        picture = np.full((32, 40, 3), shade, np.uint8)
+        picture[:4, :4] = 0 if shade < 255 else 255
+        Image.fromarray(picture).save(tmp_path / "in" / f"{i}.png")
+    (tmp_path / "dying_ops.py").write_text(OP)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(Path(__file__).parents[3])]))
+    ingest([str(tmp_path / "in")], str(tmp_path / "lake"))
+    return Lake.open(tmp_path / "lake")
+
+
+def test_an_op_that_ends_its_worker_costs_the_picture_that_it_did_so_on(lake, tmp_path):
+    """From a script with nothing but the call at its top level, which no worker may run again."""
+    script = tmp_path / "script.py"
+    script.write_text(f"""
+from pipelines import Lake, Recipe, process
+summary = process(Lake({lake.root!r}), Recipe(ops=["dying_ops:level"]), progress=False)
+print(summary.counts["quarantined"])
+""")
+    env = os.environ | {"RAY_ADDRESS": ""}
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, env=env, check=False)
+    assert done.stdout == "1\n", done.stderr
+    assert verify_lake(lake).violations == []
+    assert lake.count("frames", "level IS NOT NULL") == 4
+    (row,) = lake.read("quarantine").to_pylist()
+    assert row["uri"].endswith("4.png")
+    assert row["error_type"] == "worker_died"
+    assert signal.SIGSEGV.name in row["message"]
+
+
+def test_without_any_worker_that_lives_no_item_is_to_blame(lake, tmp_path):
+    lake.delete("assets", "asset_id", lake.read("assets", ["asset_id"])["asset_id"].to_pylist()[1:])
+    (tmp_path / "dying_ops.py").write_text("import os, sys\nif '-P' in sys.orig_argv: os._exit(3)\n" + OP)
+    command = [sys.executable, "-m", "jobs.process", "--lake", lake.root, "--set", "ops=[dying_ops:level]"]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"RAY_ADDRESS": ""}, check=False)
+    assert done.returncode == 3
+    assert "every worker died before it had done anything" in done.stderr
+    assert lake.count("quarantine") == 0
