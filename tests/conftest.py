@@ -15,7 +15,9 @@ import psutil
 import pytest
 from hypothesis import HealthCheck, settings
 
+from pipelines.process.local import Worker as REAL_WORKER
 from tests.hiding import sitecustomize as hiding
+from tests.in_process import InProcess
 from vfm_ops.packages import package_folder
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -139,6 +141,18 @@ def pytest_configure(config: pytest.Config) -> None:
     ran before it would pass.
     """
     config.option.randomly_reset_seed = False
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """A test that does not ask for Ray does not see the one that an earlier test has started: it would run the slower way, in
+    processes that know nothing of what it replaces. Nor does it start workers, where it is no test of theirs.
+    """
+    from pipelines.cluster import has_ray
+    from pipelines.process import graph, local
+
+    graph.has_ray = has_ray if "ray_local" in getattr(item, "fixturenames", ()) else lambda: False  # type: ignore[attr-defined]
+    local.Worker = REAL_WORKER if item.get_closest_marker("workers") else InProcess  # type: ignore[misc,assignment]
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

@@ -12,6 +12,7 @@ import contextlib
 import hmac
 import ipaddress
 import re
+import sys
 import tempfile
 import time
 from collections import Counter
@@ -86,7 +87,9 @@ class Guard:
         # Without a length there is none in HTTP/1.1, but for chunks; HTTP/2 needs neither header to send one.
         unsaid = "content-length" not in headers and scope.get("method") not in ("GET", "HEAD")
         has_body = length != "0" or "transfer-encoding" in headers or unsaid
-        body = self.bodies.received(receive, largest, client) if has_body else contextlib.nullcontext(receive)
+        plain = UPLOADS.fullmatch(path) or headers.get("content-type", "").startswith("multipart/")
+        values = sys.maxsize if plain else self.limits.json_values
+        body = self.bodies.received(receive, largest, client, values) if has_body else contextlib.nullcontext(receive)
         async with body as whole:
             with self._place(path) as place:
                 if not TRACK_STREAM.fullmatch(path):
@@ -175,6 +178,7 @@ class _Body:
     client: str
     clock: asyncio.Timeout
     seen: int = 0
+    commas: int = 0
 
 
 class Bodies:
@@ -193,12 +197,12 @@ class Bodies:
         return self._bytes + sum(body.seen for body in self._open)
 
     @contextlib.asynccontextmanager
-    async def received(self, receive: Receive, largest: int, client: str) -> AsyncIterator[Receive]:
+    async def received(self, receive: Receive, largest: int, client: str, values: int) -> AsyncIterator[Receive]:
         """`receive` of a request whose whole body is here. Problem 408 for a slow one, 413 for one of more than `largest`
-        bytes, 429 while others take all the room."""
+        bytes or so many JSON values, 429 while others take all the room."""
         with tempfile.SpooledTemporaryFile(_IN_MEMORY) as file:
             try:
-                seen = await self._collect(receive, largest, client, file)
+                seen = await self._collect(receive, largest, client, values, file)
             except TimeoutError:
                 raise Problem(
                     408, "", "The body came too slowly, or stopped: send it on a faster connection, or less at once."
@@ -210,7 +214,7 @@ class Bodies:
             finally:
                 self._bytes -= seen
 
-    async def _collect(self, receive: Receive, largest: int, client: str, file: IO[bytes]) -> int:
+    async def _collect(self, receive: Receive, largest: int, client: str, values: int, file: IO[bytes]) -> int:
         """Writes a body to a file. Returns its size. TimeoutError when it is too slow, or has to make room for others."""
         started = asyncio.get_running_loop().time()
         async with asyncio.timeout(self._limits.body_grace_s) as clock:
@@ -225,9 +229,14 @@ class Bodies:
                         raise Problem(400, "", "The client hung up before its body was whole.")
                     file.write(piece := message.get("body", b""))
                     body.seen += len(piece)
+                    body.commas += piece.count(b",")
                     more = message.get("more_body", False)
                     if body.seen > largest:
                         raise _too_large(largest)
+                    if body.commas > values:
+                        raise Problem(
+                            413, "", f"The body has more than {values:,} values, the limit here: send fewer at once."
+                        )
                     if self.held_bytes > self._most_bytes:
                         raise Problem(429, "", "Too much is being uploaded at once: try again.", retry_after_s=10)
                     clock.reschedule(started + self._limits.body_grace_s + body.seen / self._limits.body_rate)

@@ -62,7 +62,8 @@ class EmbedChoice(Strict):
 class RequestLimits(Strict):
     """What one request, or all of them together, may cost.
 
-    body_bytes: of an image request. video_bytes, video_s: of an uploaded video. pixels: of an image or video frame.
+    body_bytes: of an image request. json_values: of a JSON body, by its commas: the loop that answers everybody reads it.
+    video_bytes, video_s: of an uploaded video. pixels: of an image or video frame.
     batch: images or texts of one request. in_flight: requests answered at once by one gateway; one whose body is still on its
     way is none of them. bodies: on their way at once; body_grace_s, body_rate: a body must be whole after so many seconds, and
     another for each so many bytes. stall_s: a client that takes nothing of a stream for so long is let go. sessions: open at
@@ -71,6 +72,7 @@ class RequestLimits(Strict):
     """
 
     body_bytes: int = Field(32 << 20, ge=1024)
+    json_values: int = Field(250_000, ge=1)
     video_bytes: int = Field(512 << 20, ge=1024)
     video_s: float = Field(3600.0, gt=0)
     pixels: int = Field(50_000_000, ge=1)

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import psutil
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -44,6 +45,7 @@ from vfm_ops.scheduling import use_batch_scheduling
 if TYPE_CHECKING:
     import ray
 
+WORKER_BYTES = 2 << 30  # that one with a model of its own may need
 DEATHS = 3  # of workers, until a unit is given up; nodes vanish, too
 
 
@@ -172,7 +174,8 @@ def fits_here(recipe: Recipe, planned: list[PlannedOp], units: list[pa.Table]) -
 def local_workers(ops: list[PlannedOp], units: int) -> tuple[int, int]:
     """How many workers are to fill this machine, and the threads of each. ops: what they run; units: how many there are."""
     cpus = min(cpu_count(), MOST_CPUS)
-    workers = min(cpus, units) if any(one.op.one_thread for one in ops) else 1
+    room = psutil.virtual_memory().available // WORKER_BYTES
+    workers = max(1, min(cpus, units, room)) if any(one.op.one_thread for one in ops) else 1
     return workers, cpus // workers
 
 

@@ -107,6 +107,15 @@ def test_bodies_are_limited_with_and_without_a_length():
     assert ask(guard, content_length="-1")[0] == 413
 
 
+def test_a_json_body_may_not_keep_the_loop_busy_but_a_file_may_have_any_bytes():
+    guard = guarded(json_values=1000)
+    assert ask(guard, body=b"[" + b"1," * 1000 + b"1]")[0] == 200
+    status, _, body = ask(guard, body=b"[" + b"1," * 1001 + b"1]")
+    assert status == 413
+    assert "1,000 values" in json.loads(body)["detail"]
+    assert ask(guard, body=b"," * 2000, content_type="multipart/form-data; boundary=x")[0] == 200
+
+
 def test_a_request_over_its_deadline_gets_504():
     async def slow(scope, receive, send):
         await asyncio.Event().wait()

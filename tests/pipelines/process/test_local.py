@@ -19,6 +19,7 @@ from pipelines.lake import Lake, verify_lake
 from pipelines.process.local import AHEAD, WorkerDied, run_locally
 from pipelines.sources import ingest
 
+pytestmark = pytest.mark.workers
 OP = """
 import os, signal
 import numpy as np

@@ -110,6 +110,7 @@ def test_decode_and_model_apart_give_the_rows_of_decode_and_model_together(finis
         assert rows_of(lake, table) == rows_of(finished, table)
 
 
+@pytest.mark.workers
 def test_a_small_corpus_is_done_without_ray_with_the_same_rows(finished, tmp_path, corpus, tiny_model, monkeypatch):
     def no_ray(*_):
         raise AssertionError("Ray was started for a small corpus")
@@ -140,12 +141,12 @@ def bad_files(folder: Path, corpus: Path) -> dict[str, str]:
     return {"empty.jpg": "empty", "cut.jpg": "truncated", "bomb.png": "bomb"}
 
 
-def test_bad_files_cost_themselves_only(finished, tmp_path, corpus, tiny_model):
+def test_bad_files_cost_themselves_only(finished, tmp_path, corpus, tiny_model, without_ray):
     mixed = tmp_path / "mixed"
     shutil.copytree(corpus, mixed)
     kinds = bad_files(mixed, corpus)
     lake = new_lake(tmp_path, mixed)
-    summary = process(lake, recipe_for(tiny_model))
+    summary = process(lake, recipe_for(tiny_model, resources={}))
     assert summary.counts["quarantined"] == 7
     assert verify_lake(lake).violations == []
     rows = {Path(r["uri"]).name: r for r in lake.read("quarantine").to_pylist()}
@@ -167,13 +168,13 @@ def ids(lake: Lake) -> list[tuple[str, str]]:
     return [(Path(r["uri"]).name, r["asset_id"]) for r in lake.read("assets", ["asset_id", "uri"]).to_pylist()]
 
 
-def test_a_mended_file_leaves_the_quarantine_by_retry(tmp_path, corpus, tiny_model):
+def test_a_mended_file_leaves_the_quarantine_by_retry(tmp_path, corpus, tiny_model, without_ray):
     folder = tmp_path / "one"
     folder.mkdir()
     data = (corpus / "rocket.jpg").read_bytes()
     (folder / "rocket.jpg").write_bytes(data[:3000])
     lake = new_lake(tmp_path, folder)
-    recipe = recipe_for(tiny_model)
+    recipe = recipe_for(tiny_model, resources={})
     assert process(lake, recipe).counts["quarantined"] == 1
     assert process(lake, recipe).counts.get("assets", 0) == 0
     (folder / "rocket.jpg").write_bytes(data)
@@ -183,13 +184,13 @@ def test_a_mended_file_leaves_the_quarantine_by_retry(tmp_path, corpus, tiny_mod
     assert verify_lake(lake).violations == []
 
 
-def test_a_cut_video_keeps_the_frames_before_the_damage(tmp_path, vtest, tiny_model):
+def test_a_cut_video_keeps_the_frames_before_the_damage(tmp_path, vtest, tiny_model, without_ray):
     folder = tmp_path / "one"
     folder.mkdir()
     data = vtest.read_bytes()
     (folder / "cut.avi").write_bytes(data[: len(data) // 3])
     lake = new_lake(tmp_path, folder)
-    process(lake, recipe_for(tiny_model))
+    process(lake, recipe_for(tiny_model, resources={}))
     row = lake.read("quarantine").to_pylist()[0]
     frames = lake.read("frames", ["salvaged"])
     assert row["error_type"] in ("truncated", "damaged")
@@ -198,21 +199,23 @@ def test_a_cut_video_keeps_the_frames_before_the_damage(tmp_path, vtest, tiny_mo
     assert verify_lake(lake).violations == []
 
 
-def test_a_changed_recipe_re_runs_and_replaces(tmp_path, corpus, tiny_model):
+def test_a_changed_recipe_re_runs_and_replaces(tmp_path, corpus, tiny_model, without_ray):
     folder = tmp_path / "few"
     folder.mkdir()
     for name in ("rocket.jpg", "b.mp4"):
         shutil.copyfile(corpus / name, folder / name)
     lake = new_lake(tmp_path, folder)
-    process(lake, recipe_for(tiny_model))
+    process(lake, recipe_for(tiny_model, resources={}))
     before = lake.count("frames")
-    process(lake, recipe_for(tiny_model, sampling={"mode": "every_n", "every_n": 5}, jpeg={"quality": 80}))
+    process(
+        lake, recipe_for(tiny_model, resources={}, sampling={"mode": "every_n", "every_n": 5}, jpeg={"quality": 80})
+    )
     assert lake.count("frames") > before
     assert len(set(lake.read("frames", ["run_key"])["run_key"].to_pylist())) == 1
     assert verify_lake(lake).violations == []
 
 
-def test_a_later_model_is_a_new_column_and_no_jpeg_is_rewritten(finished, tmp_path, tiny_model):
+def test_a_later_model_is_a_new_column_and_no_jpeg_is_rewritten(finished, tmp_path, tiny_model, without_ray):
     shutil.copytree(finished.root, tmp_path / "copy")
     lake = Lake.open(tmp_path / "copy")
     before = {f.path for fragment in lake.table("frames").get_fragments() for f in fragment.data_files()}
@@ -233,7 +236,7 @@ def test_a_later_model_is_a_new_column_and_no_jpeg_is_rewritten(finished, tmp_pa
     assert embed_lake(lake, model, Resources()) == 0
 
 
-def test_patch_tokens_come_with_the_run_or_later_and_are_the_models_own(tmp_path, photographs, tiny_model):
+def test_patch_tokens_come_with_the_run_or_later_and_are_the_models_own(tmp_path, photographs, tiny_model, without_ray):
     import cv2
 
     from vfm_ops.embed import load_embedder
@@ -245,7 +248,7 @@ def test_patch_tokens_come_with_the_run_or_later_and_are_the_models_own(tmp_path
     model = {"model": tiny_model, "precision": "exact", "dtype": "float32", "patch_tokens": True}
     with_run, later = new_lake(tmp_path, folder, "with"), new_lake(tmp_path, folder, "later")
     process(with_run, Recipe(embed=(model,)))
-    process(later, recipe_for(tiny_model))
+    process(later, recipe_for(tiny_model, resources={}))
     assert embed_lake(later, model, Resources()) == 4
     column = patches_column(tiny_model)
     tokens = {r["frame_id"]: r[column] for r in with_run.read("frames", ["frame_id", column]).to_pylist()}
