@@ -4,9 +4,9 @@ from pipelines.lake.fence import LostLease
 from pipelines.lake.lake import Lake, StoreError, filesystem
 from pipelines.lake.lease import Lease, new_run_id
 from pipelines.lake.ledger import (
+    PendingAssets,
     Work,
     forget_replaced,
-    pending_assets,
     quarantined_assets,
     sweep,
 )
@@ -34,6 +34,7 @@ __all__ = [
     "LakeReport",
     "Lease",
     "LostLease",
+    "PendingAssets",
     "StoreError",
     "Work",
     "embedding_column",
@@ -47,7 +48,6 @@ __all__ = [
     "new_run_id",
     "patches_column",
     "patches_field",
-    "pending_assets",
     "quarantined_assets",
     "sweep",
     "verify_lake",

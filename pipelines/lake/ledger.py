@@ -46,17 +46,25 @@ def of_decoding(lake: Lake, table: str = "ledger") -> str | None:
     return "op IS NULL" if "op" in lake.schema(table).names else None
 
 
-def pending_assets(lake: Lake, work: Work, batch_size: int = 65536) -> Iterator[pa.RecordBatch]:
-    """Streams the assets that are still to be settled (PLAN_COLUMNS and `_rowid`); the quarantined are not."""
-    settled = settled_assets(lake, work.where)
-    there = assets_in(lake, "assets") if work.op is None else assets_in(lake, "ledger", _of_videos(work.decoded))
-    pending = there.without(settled)
-    if not len(pending):  # then no id need be read
-        return
-    for batch in lake.scan("assets", PLAN_COLUMNS, with_row_id=True, batch_size=batch_size):
-        wanted = pending.contains(asset_numbers(batch["asset_no"]))
-        if wanted.any():
-            yield batch.filter(pa.array(wanted))
+class PendingAssets:
+    """The assets that are still to be settled; the quarantined are not. Its length is known at once; it streams batches of
+    PLAN_COLUMNS and `_rowid`, of the lake as it is when they are asked for."""
+
+    def __init__(self, lake: Lake, work: Work, batch_size: int = 65536) -> None:
+        there = assets_in(lake, "assets") if work.op is None else assets_in(lake, "ledger", _of_videos(work.decoded))
+        self.lake, self.batch_size = lake, batch_size
+        self.numbers = there.without(settled_assets(lake, work.where))
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __iter__(self) -> Iterator[pa.RecordBatch]:
+        if not len(self):  # then no id need be read
+            return
+        for batch in self.lake.scan("assets", PLAN_COLUMNS, with_row_id=True, batch_size=self.batch_size):
+            wanted = self.numbers.contains(asset_numbers(batch["asset_no"]))
+            if wanted.any():
+                yield batch.filter(pa.array(wanted))
 
 
 def _of_videos(decoded: str) -> str:

@@ -25,8 +25,8 @@ from pipelines.lake.numbers import id_hashes, number_assets
 from pipelines.lake.schema import ERROR, wants_value
 from pipelines.lake.sql import equals
 from pipelines.process.frames import WHY_DROPPED, picture_rows, put_column
-from pipelines.process.graph import DEATHS, ActorPool, fits_here, local_workers
-from pipelines.process.local import WorkerDied, run_locally
+from pipelines.process.graph import ActorPool, fits_here, local_workers
+from pipelines.process.local import Blame, WorkerDied, run_carefully
 from pipelines.process.ops import PlannedOp, drop_op, forget_errors_in, forget_values, plan_ops, prepare
 from pipelines.process.recipe import Recipe, Resources
 from pipelines.process.stages import OpStage, views_of
@@ -206,7 +206,7 @@ def _fill_here(
 ) -> Iterator[Row]:
     workers, threads = local_workers([planned], len(blocks))
     arguments = (lake, recipe, planned.title, threads, pending, wanted)
-    for _, made in run_locally(FillFragment, arguments, blocks, DEATHS, workers, threads):
+    for _, made in run_carefully(FillFragment, arguments, blocks, workers, threads):
         if isinstance(made, WorkerDied):
             raise VfmError(f"{planned.says} ended its worker ({made}); {CAN_GO_ON}")
         for rows in made:
@@ -277,6 +277,7 @@ class FillFragment:
         try:
             if self.failure:
                 raise self.failure
+            self.stage.blame = Blame.of(block)
             row = self._fill(block["fragment"][0].as_py())
         except Exception as e:
             error = json.dumps(asdict(UnitError.of(e, [])))

@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 
 from pipelines.lake import Lake, Work
 from pipelines.process.decode import DecodeAssets, known_assets
+from pipelines.process.local import Blame, note
 from pipelines.process.ops import plan_ops
 from pipelines.process.recipe import Recipe
 from pipelines.process.stages import OpStage, views_of
@@ -103,6 +104,8 @@ class Chain:
         first = self.work.op or DECODE
         waits = dict.fromkeys((first, *(stage.planned.op.name for stage in self.stages), WRITE), 0.0)
         stream: Iterable[pa.Table] = [block]
+        for stage in self.stages:
+            stage.blame = Blame.of(block)
         if self.source:
             try:
                 unit = read_unit(self.lake, self.version, block)
@@ -135,6 +138,7 @@ class Chain:
 
     def _doubted(self, rows: pa.Table) -> pa.Table:
         """Working rows in which an asset that its store failed on is marked as such, not as a bad item."""
+        note(None)
         doubtful = pc.fill_null(pc.match_substring(rows["outcome"], '"error_type": "unreadable"'), False)
         if not pc.any(doubtful).as_py():
             closed = rows["outcome"].drop_null()
@@ -168,6 +172,7 @@ def _timed(waits: dict[str, float], name: str, tables: Iterable[pa.Table]) -> It
     """Adds up how long the next op waits for this one."""
     iterator = iter(tables)
     while True:
+        note(None)
         t = time.monotonic()
         rows = next(iterator, None)
         waits[name] += time.monotonic() - t

@@ -14,10 +14,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipelines.lake import Lake, Work, pending_assets
+from pipelines.lake import Lake, PendingAssets, Work
 from pipelines.process.commit import Committer
 from pipelines.process.frames import Outcome
-from pipelines.process.graph import DEATHS
+from pipelines.process.local import DEATHS
 from pipelines.process.units import empty_unit
 from pipelines.process.write import WORKER_DIED, UnitError
 from vfm_ops.errors import UsageError, VfmError
@@ -56,7 +56,7 @@ def give_up(lake: Lake, work: Work, committer: Committer, failures: Failures, ru
     all.
     """
     checked = bool(committer.settled or any(error.kind != WORKER_DIED for error in failures.raised.values()))
-    for batch in pending_assets(lake, work):
+    for batch in PendingAssets(lake, work):
         version = lake.table("assets").version
         for asset in lake.take("assets", batch["_rowid"].to_pylist(), version).to_pylist():
             if asset["asset_id"] in failures.interrupted:

@@ -32,7 +32,7 @@ from pipelines.cluster import (
 )
 from pipelines.lake import Lake, Work
 from pipelines.process.chain import Chain, Part
-from pipelines.process.local import WorkerDied, run_locally
+from pipelines.process.local import DEATHS, WorkerDied, run_carefully, run_locally
 from pipelines.process.ops import PlannedOp
 from pipelines.process.recipe import Recipe
 from pipelines.process.units import LARGEST_UNIT, read_unit, share_out
@@ -46,7 +46,6 @@ if TYPE_CHECKING:
     import ray
 
 WORKER_BYTES = 2 << 30  # that one with a model of its own may need
-DEATHS = 3  # of workers, until a unit is given up; nodes vanish, too
 
 
 @dataclass(frozen=True)
@@ -191,8 +190,8 @@ def run_here(
         units = share_out(units, local_workers(ops, sum(u.num_rows for u in units))[0])
     workers, threads = local_workers(ops, len(units))
     arguments = (Part(), lake, version, recipe, threads, work)
-    tries = DEATHS if alone else 1
-    for unit, made in run_locally(Chain, arguments, units, tries, workers, threads):
+    run = run_carefully if alone else run_locally
+    for unit, made in run(Chain, arguments, units, workers=workers, threads=threads):
         if not isinstance(made, WorkerDied):
             yield from made
         elif alone and unit.num_rows:

@@ -1,11 +1,14 @@
 """Workers without Ray, for a machine that one actor fills: a process builds an actor once and runs blocks through it.
 
 Ray takes many seconds and half a gigabyte to start, and gives such a machine nothing but processes that may die. What ends a
-worker costs the block that it had; what waited behind it goes to the next worker.
+worker costs the block that it had; what waited behind it goes to the next worker. A worker tells, in memory that outlives it,
+which op is at work on which rows: so a block can be run again without what ended the worker (`run_carefully`).
 """
 
 from __future__ import annotations
 
+import importlib
+import json
 import os
 import pickle
 import signal
@@ -14,7 +17,8 @@ import subprocess
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -22,11 +26,20 @@ from typing import Any
 
 import pyarrow as pa
 
+from vfm_ops.errors import VfmError
+
+DEATHS = 3  # of workers, until a block is given up
+MOST_LOST = 50  # rows that an op may end a worker on, in one run
+BLAME = "blame"  # column of a block that comes again
 AHEAD = 2  # blocks that a worker has: the next one is there when it ends the first
 
 
 class WorkerDied(Exception):
-    """A worker ended while it had a block. Its text says how."""
+    """A worker ended while it had a block. Its text says how. op, rows: which op was at work, on rows of which ids."""
+
+    def __init__(self, how: str, op: str | None = None, rows: Sequence[Any] = ()) -> None:
+        super().__init__(how)
+        self.op, self.rows = op, rows
 
 
 class Worker:
@@ -34,15 +47,16 @@ class Worker:
 
     def __init__(self, actor: Callable[..., Any], arguments: tuple[Any, ...], threads: int | None = None) -> None:
         ours, theirs = socket.socketpair()
+        self.notes = os.memfd_create("notes")
         # Not this process's `__main__`: a script that calls `process` at its top level would call it again.
-        command = [sys.executable, "-P", "-m", __name__, str(theirs.fileno())]
+        command = [sys.executable, "-P", "-m", __name__, str(theirs.fileno()), str(self.notes)]
         root = str(Path(__file__).resolve().parents[2])
         path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
         self.process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
             stdout=2,  # what an op prints is no result of ours
-            pass_fds=[theirs.fileno()],
+            pass_fds=[theirs.fileno(), self.notes],
             env=os.environ | {"PYTHONPATH": path} | ({"OMP_NUM_THREADS": str(threads)} if threads else {}),
         )
         theirs.close()
@@ -59,7 +73,7 @@ class Worker:
         try:
             return list(self.connection.recv())
         except (EOFError, ConnectionError):
-            raise WorkerDied(_how(self.process.wait())) from None
+            raise WorkerDied(_how(self.process.wait()), *_noted(self.notes)) from None
 
     @staticmethod
     def ready(workers: list[Worker]) -> list[Worker]:
@@ -72,6 +86,7 @@ class Worker:
         self.process.kill()
         self.process.wait()
         self.connection.close()
+        os.close(self.notes)
 
     def _tell(self, what: Any) -> None:
         try:
@@ -109,6 +124,92 @@ def run_locally(
     finally:
         for lane in lanes:
             lane.close()
+
+
+def run_carefully(
+    actor: Callable[..., Any],
+    arguments: tuple[Any, ...],
+    blocks: Iterable[pa.Table],
+    workers: int = 1,
+    threads: int | None = None,
+) -> Iterator[tuple[pa.Table, list[pa.Table] | WorkerDied]]:
+    """As `run_locally`, but an op that ends a worker costs the rows that it did so on its own values, and nothing else.
+
+    A block that cost a worker comes again with a column BLAME, from which the actor's stages see which rows to give to an op
+    alone, and which not at all. One whose worker no op has ended is tried DEATHS times. VfmError where an op ends too many.
+    """
+    lost: set[str] = set()
+    while True:
+        again = []
+        for block, made in run_locally(actor, arguments, blocks, 1, workers, threads):
+            if isinstance(made, WorkerDied) and block.num_rows and (blame := _blamed(block, made)) is not None:
+                lost.update(row for rows in blame.lost.values() for row in rows)
+                if len(lost) > MOST_LOST:
+                    raise VfmError(
+                        f"op {made.op} ended its worker ({made}), as on {MOST_LOST} rows before: mend it, or leave it out; "
+                        "what was committed stays, and the same command goes on"
+                    )
+                names = [name for name in block.column_names if name != BLAME]
+                text = pa.array([blame.dumps()] * block.num_rows, pa.string())
+                again.append(block.select(names).append_column(BLAME, text))
+            else:
+                yield block, made
+        if not again:
+            return
+        blocks = again
+
+
+@dataclass
+class Blame:
+    """What is known of a block that cost workers: `alone`, by op, the ids of rows that it is to see one by one; `lost`, by op,
+    the rows on which it ended a worker, and how."""
+
+    deaths: int = 0
+    alone: dict[str, list[Any]] = field(default_factory=dict)
+    lost: dict[str, dict[Any, str]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, block: pa.Table) -> Blame | None:
+        """Of a block that has come again."""
+        return cls(**json.loads(block[BLAME][0].as_py())) if BLAME in block.column_names else None
+
+    def dumps(self) -> str:
+        """As a cell."""
+        return json.dumps(asdict(self))
+
+
+def _blamed(block: pa.Table, death: WorkerDied) -> Blame | None:
+    """What the next worker is to know; None where there is no use in another."""
+    known = Blame.of(block)
+    blame = known or Blame()
+    blame.deaths += 1
+    if death.op is None or not death.rows:
+        return blame if blame.deaths < DEATHS else None
+    # Of a first death, an op may be to blame that had several batches under way: what comes again runs one by one.
+    if known and len(death.rows) == 1:
+        blame.lost.setdefault(death.op, {})[death.rows[0]] = f"the op ended its worker ({death})"
+    else:
+        blame.alone.setdefault(death.op, []).extend(death.rows)
+    return blame
+
+
+def note(op: str | None, rows: Sequence[Any] = ()) -> None:
+    """Tells which op is at work now, on rows of which ids; None: no op."""
+    if _notes is not None:
+        data = json.dumps([op, list(rows)]).encode()
+        os.pwrite(_notes, len(data).to_bytes(8, "little") + data, 0)
+
+
+_notes: int | None = None  # where a worker tells
+
+
+def _noted(fd: int) -> tuple[str | None, list[Any]]:
+    size = int.from_bytes(os.pread(fd, 8, 0), "little")
+    try:
+        op, rows = json.loads(os.pread(fd, size, 8))
+    except ValueError:  # nothing yet, or it died as it told
+        return None, []
+    return op, rows
 
 
 class _Lane:
@@ -162,8 +263,10 @@ def answer(actor: Any, block: pa.Table) -> list[pa.Table]:
     return [made] if isinstance(made, pa.Table) else list(made)
 
 
-def main(fd: int) -> None:
+def main(fd: int, notes: int) -> None:
     """The worker: its actor, then blocks, until the other side is gone."""
+    # Run as a module, this file is there twice: the ops' stages know it by its name.
+    importlib.import_module("pipelines.process.local")._notes = notes  # type: ignore[attr-defined]
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # who started it ends it
     connection = Connection(fd)
     sys.path[:] = connection.recv()
@@ -192,4 +295,4 @@ def main(fd: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main(*map(int, sys.argv[1:]))

@@ -30,7 +30,7 @@ from pipelines.process.filters import apply_filter, apply_sampling, reconsider, 
 from pipelines.process.graph import fits_here, run_here, run_on_ray
 from pipelines.process.migrate import migrate
 from pipelines.process.ops import PlannedOp, coverage_keys, plan_ops, prepare
-from pipelines.process.plan import assets_left, second_units
+from pipelines.process.plan import assets_left, second_units, segments
 from pipelines.process.recipe import Recipe
 from pipelines.process.units import cut_units
 from pipelines.progress import State, callback, shows_progress
@@ -168,27 +168,36 @@ class _Run:
 
     def _settle(self, work: Work, committer: Committer, planned: list[PlannedOp], retry: bool) -> None:
         """Runs what is pending, in units; then what did not settle, each item alone, so that a bad one takes no other along."""
-        first = Failures()
-        units = list(cut_units(assets_left(self.lake, work, self.run_id, retry)))
-        here = fits_here(self.recipe, planned, units)
-        self._run_units(work, units, here, False, committer, first)
+        first, here = Failures(), False
+        left, count = assets_left(self.lake, work, self.run_id, retry)
+        total = committer.settled + count
+        for units in segments(cut_units(left)):
+            here = fits_here(self.recipe, planned, units)
+            self._run_units(work, units, here, False, committer, first, total)
         failures = Failures()
         units = second_units(self.lake, work, self.run_id, retry, first.interrupted)
         if units:
             # Of a unit that ended in the middle of a video, frames may be there already: begin as after a kill.
             sweep(self.lake)
             again = committer.again()
-            self._run_units(work, units, here, True, again, failures)
+            total = again.settled + sum(u.num_rows for u in units)
+            self._run_units(work, units, here, True, again, failures, total)
             if not retry:
                 give_up(self.lake, work, again, failures, partial(self._results, work, here=here, alone=True))
             committer.first_commit_at = again.first_commit_at
         self.interrupted |= failures.interrupted
 
     def _run_units(
-        self, work: Work, units: list[pa.Table], here: bool, alone: bool, committer: Committer, failures: Failures
+        self,
+        work: Work,
+        units: list[pa.Table],
+        here: bool,
+        alone: bool,
+        committer: Committer,
+        failures: Failures,
+        total: int,
     ) -> None:
-        """Runs units, `here` or on Ray, and commits what they give."""
-        total = committer.settled + sum(u.num_rows for u in units)
+        """Runs units, `here` or on Ray, and commits what they give. total: assets to be told of."""
         with closing(self._results(work, units, here, alone)) as coming:
             for rows in coming:
                 for result in rows.to_pylist():

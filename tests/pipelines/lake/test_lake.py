@@ -16,10 +16,10 @@ from pipelines.lake import (
     SCHEMAS,
     Lake,
     Lease,
+    PendingAssets,
     Work,
     forget_replaced,
     make_asset_id,
-    pending_assets,
     sweep,
     verify_lake,
 )
@@ -135,7 +135,9 @@ def test_a_changed_recipe_replaces_what_it_re_ran(lake):
     forget_replaced(lake, settle(lake, "a", 2, "new.1"))
     assert sorted(lake.read("frames", ["run_key"])["run_key"].to_pylist()) == ["new.1"] * 2 + ["old.1"] * 3
     number_assets(lake)
-    pending = [i for batch in pending_assets(lake, Work("new")) for i in batch["asset_id"].to_pylist()]
+    waiting = PendingAssets(lake, Work("new"))
+    pending = [i for batch in waiting for i in batch["asset_id"].to_pylist()]
+    assert len(waiting) == len(pending)
     assert pending == [make_asset_id("b")]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from pipelines.lake.maintenance import maintain
 from pipelines.process.backfill import forget_errors
 from pipelines.process.recipe import Recipe
 from pipelines.process.run import process
+from pipelines.process.units import cut_units
 from pipelines.sources import ingest
 from tests.chaos.rows import differences
 from vfm_ops.errors import UsageError
@@ -157,6 +159,17 @@ def test_ops_of_another_package_work_in_a_recipe_whatever_their_kind(lake, tmp_p
     assert verify_lake(lake).violations == []
     assert run(lake, *ops).get("assets", 0) == 0
     assert calls(tmp_path) == {}
+
+
+def test_a_run_over_many_segments_is_one_run(lake, tmp_path, monkeypatch):
+    monkeypatch.setattr("pipelines.process.plan.SEGMENT", 2)
+    monkeypatch.setattr("pipelines.process.run.cut_units", partial(cut_units, first=2, largest=2))
+    told = []
+    summary = process(lake, Recipe(ops=["their_ops:shade"]), progress=lambda committer, total: told.append(total))
+    assert summary.counts["assets"] == lake.count("assets") == 9
+    assert set(told) == {9}
+    assert calls(tmp_path) == {"shade": 12}
+    assert verify_lake(lake).violations == []
 
 
 def test_what_comes_late_equals_what_came_first_and_opens_no_source(lake, tmp_path, corpus):

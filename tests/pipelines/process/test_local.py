@@ -102,23 +102,31 @@ def lake(tmp_path, monkeypatch) -> Lake:
     return Lake.open(tmp_path / "lake")
 
 
-def test_an_op_that_ends_its_worker_costs_the_picture_that_it_did_so_on(lake, tmp_path):
-    """From a script with nothing but the call at its top level, which no worker may run again."""
-    script = tmp_path / "script.py"
-    script.write_text(f"""
+def script(tmp_path: Path, lake: Lake, ops: list) -> str:
+    """What a script prints with nothing but calls at its top level, which no worker may run again."""
+    path = tmp_path / "script.py"
+    path.write_text(f"""
 from pipelines import Lake, Recipe, process
-summary = process(Lake({lake.root!r}), Recipe(ops=["dying_ops:level"]), progress=False)
-print(summary.counts["quarantined"])
+summary = process(Lake({lake.root!r}), Recipe(ops={ops!r}), progress=False)
+print(summary.counts.get("quarantined", 0))
 """)
     env = os.environ | {"RAY_ADDRESS": ""}
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, env=env, check=False)
-    assert done.stdout == "1\n", done.stderr
+    done = subprocess.run([sys.executable, str(path)], capture_output=True, text=True, env=env, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_an_op_that_ends_its_worker_costs_its_own_value_of_the_row_that_it_did_so_on(lake, tmp_path, late):
+    if late:
+        assert script(tmp_path, lake, ["quality"]) == "0\n"
+    assert script(tmp_path, lake, ["quality", "dying_ops:level"]) == "0\n"
     assert verify_lake(lake).violations == []
+    assert lake.count("quarantine") == 0
+    assert lake.count("frames", "quality IS NOT NULL") == 5
     assert lake.count("frames", "level IS NOT NULL") == 4
-    (row,) = lake.read("quarantine").to_pylist()
-    assert row["uri"].endswith("4.png")
-    assert row["error_type"] == "worker_died"
-    assert signal.SIGSEGV.name in row["message"]
+    (row,) = lake.read("frames", ["error"], "level IS NULL").to_pylist()
+    assert signal.SIGSEGV.name in row["error"]
 
 
 def test_without_any_worker_that_lives_no_item_is_to_blame(lake, tmp_path):

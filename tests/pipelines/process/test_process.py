@@ -269,7 +269,7 @@ def test_patch_tokens_come_with_the_run_or_later_and_are_the_models_own(tmp_path
 def test_a_killed_run_resumes_to_the_same_rows(finished, tmp_path, corpus, tiny_model):
     """SIGKILL of the whole process group at random moments, then the same command until it is done."""
     lake = new_lake(tmp_path, corpus)
-    (tmp_path / "recipe.yaml").write_text(recipe_for(tiny_model).to_yaml())
+    (tmp_path / "recipe.yaml").write_text(recipe_for(tiny_model, resources={}).to_yaml())
     command = [sys.executable, "-m", "jobs.process", "--lake", lake.root, "--recipe", str(tmp_path / "recipe.yaml")]
     env = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
     moments = random.Random(os.environ.get("VFM_KILL_SEED", "7"))
@@ -278,7 +278,7 @@ def test_a_killed_run_resumes_to_the_same_rows(finished, tmp_path, corpus, tiny_
             command, env=env, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
         try:
-            run.wait(moments.uniform(4, 25))
+            run.wait(moments.uniform(4, 15))
         except subprocess.TimeoutExpired:
             os.killpg(run.pid, signal.SIGKILL)
             run.wait()

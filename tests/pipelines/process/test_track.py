@@ -135,7 +135,7 @@ def test_a_video_killed_between_chunks_goes_on_to_the_same_rows(tracked, tmp_pat
     assert_same_tracks(track_rows(lake), [r for r in track_rows(tracked) if r["asset_id"] == asset])
 
 
-def test_a_run_killed_while_it_tracks_ends_with_the_same_rows(tmp_path, recipe, vtest):
+def test_a_run_killed_while_it_tracks_ends_with_the_same_rows(tmp_path, recipe, vtest, without_ray):
     """SIGKILL of the process group in the middle of a chunk, then the same command.
 
     VFM_TRACK_MINUTES: length of the video, of 10 frames/s.
@@ -148,6 +148,7 @@ def test_a_run_killed_while_it_tracks_ends_with_the_same_rows(tmp_path, recipe, 
     if minutes > 1:  # chunks as long as usual, as each is a fragment
         (track,) = [entry["track"] for entry in recipe.ops if "track" in entry]
         recipe = validate(Recipe, recipe.model_dump() | {"track": track | {"chunk_frames": 256}}, "test")
+    recipe = validate(Recipe, recipe.model_dump() | {"resources": {}}, "test")
     (tmp_path / "recipe.yaml").write_text(recipe.to_yaml())
     killed, never = tmp_path / "killed", tmp_path / "never"
     for root in (killed, never):
