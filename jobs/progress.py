@@ -216,6 +216,7 @@ class RunProgress:
             "first_commit_s": first_commit_s and round(first_commit_s, 2),
             "efficiency": summary.efficiency and round(summary.efficiency, 3),
             "bottleneck": summary.bottleneck,
+            "advice": summary.advice,
             "stage_seconds": {k: round(v, 2) for k, v in summary.stages.items()},
             "peak_memory_mb": round(self.memory.peak_mb),
         }
@@ -223,13 +224,14 @@ class RunProgress:
             print(json.dumps(facts))
         elif not c.get("assets"):
             filled = c.get("backfilled")
-            print(f"no asset is pending; models and ops gave {filled} values" if filled else "nothing is pending")
+            gave = f"models and ops gave {filled} values in {summary.seconds:.1f} s" if filled else ""
+            print(f"no asset is pending; {gave}" if filled else "nothing is pending")
         else:
             efficiency = f", efficiency {summary.efficiency:.0%}" if summary.efficiency else ""
             print(
                 f"{facts['assets']} assets, {facts['frames']} frames, {facts['shots']} shots in {summary.seconds:.1f} s "
-                f"({facts['assets_per_s']} assets/s{efficiency}); busiest stage: {summary.bottleneck}; "
-                f"first rows after {first_commit_s:.1f} s; peak memory {self.memory.peak_mb:.0f} MB"
+                f"({facts['assets_per_s']} assets/s{efficiency}); first rows after {first_commit_s:.1f} s; "
+                f"peak memory {self.memory.peak_mb:.0f} MB\n{summary.advice or ''}".rstrip()
             )
         if summary.in_quarantine:
             print(

@@ -16,7 +16,7 @@ import typer
 from vfm_ops.errors import UsageError
 
 BENCHMARKS = ("process", "peers", "cluster", "decode", "track", "detect", "curate", "copies", "pretrain", "serve")
-RESUMABLE = ("curate", "pretrain")  # long ones: rows that --out already holds are not measured again
+RESUMABLE = ("peers", "curate", "pretrain")  # long ones: rows that --out already holds are not measured again
 
 
 def command(

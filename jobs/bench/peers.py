@@ -90,26 +90,49 @@ def ours(images: Path, lake: Path, runtime: str) -> float:
     return seconds
 
 
-def measure(quick: bool) -> list[dict[str, Any]]:
-    """Rows: what, ours, theirs, ratio, bar, who is ahead; images/s of whole commands, medians of alternating pairs."""
-    rows = []
-    with tempfile.TemporaryDirectory(prefix="vfm-bench-") as folder:
-        root = Path(folder)
-        write_jpegs(root / "images", count := 200 if quick else 4000)
-        (root / "few").mkdir()
-        for path in sorted((root / "images").iterdir())[:400]:
-            (root / "few" / path.name).hardlink_to(path)
-        for runtime, bars in BARS.items():
-            ours(root / "few", root / "warm", runtime)  # fills the cache of converted models
-            best = {name: _best(name, runtime, root, quick) for name in bars}
-            times: dict[str, list[float]] = {name: [] for name in ("ours", *bars)}
-            for _ in range(1 if quick else ROUNDS):
-                times["ours"].append(ours(root / "images", root / "lake", runtime))
-                for name, loop in best.items():
-                    times[name].append(loop.run(root / "images", root / "out"))
-            for name, bar in bars.items():
-                rows.append(_row(name, runtime, best[name], count, times["ours"], times[name], bar))
+def measure(quick: bool, kept: Path | None = None) -> list[dict[str, Any]]:
+    """Rows: what, ours, theirs, ratio, bar, who is ahead; images/s of whole commands, medians of alternating pairs.
+
+    kept: a file of rows that goes on where it was cut: what it already holds of this machine is not measured again.
+    """
+    from jobs.bench import Kept
+
+    file = Kept(kept, "peers", quick)
+    rows = file.rows
+    for runtime in BARS:
+        if any(row["what"] == _what(runtime, quick) for row in rows):
+            continue
+        with tempfile.TemporaryDirectory(prefix="vfm-bench-") as folder:
+            rows += _compare(runtime, quick, Path(folder))
+        file.write(rows)
     return rows
+
+
+def _compare(runtime: str, quick: bool, root: Path) -> list[dict[str, Any]]:
+    """Rows of one runtime."""
+    write_jpegs(root / "images", _count(quick))
+    (root / "few").mkdir()
+    for path in sorted((root / "images").iterdir())[:400]:
+        (root / "few" / path.name).hardlink_to(path)
+    ours(root / "few", root / "warm", runtime)  # fills the cache of converted models
+    best = {name: _best(name, runtime, root, quick) for name in BARS[runtime]}
+    times: dict[str, list[float]] = {name: [] for name in ("ours", *best)}
+    for _ in range(1 if quick else ROUNDS):
+        times["ours"].append(ours(root / "images", root / "lake", runtime))
+        for name, loop in best.items():
+            times[name].append(loop.run(root / "images", root / "out"))
+    return [
+        {"what": _what(runtime, quick), **_row(name, best[name], _count(quick), times["ours"], times[name], bar)}
+        for name, bar in BARS[runtime].items()
+    ]
+
+
+def _count(quick: bool) -> int:
+    return 200 if quick else 4000
+
+
+def _what(runtime: str, quick: bool) -> str:
+    return f"{_count(quick):,} images, {'float32 in torch' if runtime == 'torch' else 'each with the fastest runtime'}"
 
 
 def _best(name: str, runtime: str, root: Path, quick: bool) -> Loop:
@@ -117,15 +140,12 @@ def _best(name: str, runtime: str, root: Path, quick: bool) -> Loop:
     return min(loops, key=lambda loop: loop.run(root / "few", root / "out"))
 
 
-def _row(
-    name: str, runtime: str, loop: Loop, count: int, mine: list[float], theirs: list[float], bar: float
-) -> dict[str, Any]:
+def _row(name: str, loop: Loop, count: int, mine: list[float], theirs: list[float], bar: float) -> dict[str, Any]:
     ratios = sorted(t / m for t, m in zip(theirs, mine))
     ratio = statistics.median(ratios)
     made_by = {"ray-best": "ray", "ray-documented": "ray"}.get(name, name)
     known = f" {_version(made_by)}" if made_by != "bare" else ""
     return {
-        "what": f"{count:,} images, {'float32 in torch' if runtime == 'torch' else 'each with the fastest runtime'}",
         "peer": NAMES[name] + known,
         "ours": count / statistics.median(mine),
         "theirs": count / statistics.median(theirs),

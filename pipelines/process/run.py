@@ -24,6 +24,7 @@ from pipelines.lake.coverage import FOLD_SURPLUS, assets_in, covered, fold_cover
 from pipelines.lake.schema import facts_of
 from pipelines.lake.sql import equals, literal
 from pipelines.process.backfill import fill_values
+from pipelines.process.chain import DECODE, WRITE
 from pipelines.process.commit import Committer, Progress
 from pipelines.process.failures import Failures, give_up
 from pipelines.process.filters import apply_filter, apply_sampling, reconsider, settle_moves
@@ -56,6 +57,17 @@ class RunSummary:
     def bottleneck(self) -> str | None:
         """The stage that was busy longest."""
         return max(self.stages, key=self.stages.__getitem__) if self.stages else None
+
+    @property
+    def advice(self) -> str | None:
+        """How much of the work the busiest stage was, and what would help it."""
+        if (stage := self.bottleneck) is None or not (total := sum(self.stages.values())):
+            return None
+        helps = {
+            DECODE: "more CPUs, or fewer frames of a video (sampling), would help most",
+            WRITE: "a faster disk or store, or jpeg.store=false, would help most",
+        }.get(stage, "a GPU, more CPUs or a smaller model would help most")
+        return f"{stage} was {self.stages[stage] / total:.0%} of the work: {helps}"
 
 
 def _so_far(committer: Committer | Progress, total: int) -> State:

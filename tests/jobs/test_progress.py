@@ -73,3 +73,16 @@ def test_what_an_earlier_killed_run_put_in_quarantine_still_ends_with_1(capsys):
     assert "4 quarantined (0 by this run)" in out
     assert "vfm info" in out
     assert progress.finish(RunSummary("run", {"assets": 0}, 1.0), as_json=False) == 0
+
+
+@pytest.mark.parametrize(
+    "stages, said",
+    [
+        ({"decode": 3.0, "embed": 1.0}, "decode was 75% of the work: more CPUs"),
+        ({"decode": 1.0, "detect": 3.0, "write": 1.0}, "detect was 60% of the work: a GPU"),
+        ({"decode": 1.0, "write": 1.5}, "write was 60% of the work: a faster disk or store"),
+    ],
+)
+def test_the_end_says_what_would_help(stages, said):
+    assert str(RunSummary("run", stages=stages).advice).startswith(said)
+    assert RunSummary("run").advice is None
