@@ -76,7 +76,7 @@ def test_what_an_earlier_killed_run_put_in_quarantine_still_ends_with_1(capsys):
 
 
 @pytest.mark.parametrize(
-    "stages, said",
+    ("stages", "said"),
     [
         ({"decode": 3.0, "embed": 1.0}, "decode was 75% of the work: more CPUs"),
         ({"decode": 1.0, "detect": 3.0, "write": 1.0}, "detect was 60% of the work: a GPU"),
