@@ -1,8 +1,8 @@
 """Workers without Ray, for a machine that one actor fills: a process builds an actor once and runs blocks through it.
 
 Ray takes many seconds and half a gigabyte to start, and gives such a machine nothing but processes that may die. What ends a
-worker costs the block that it had; what waited behind it goes to the next worker. A worker tells, in memory that outlives it,
-which op is at work on which rows: so a block can be run again without what ended the worker (`run_carefully`).
+worker costs the block that it had; what waited behind it goes to the next worker. A worker tells, in a file that outlives it, which
+op is at work on which rows: so a block can be run again without what ended the worker (`run_carefully`).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -47,16 +48,16 @@ class Worker:
 
     def __init__(self, actor: Callable[..., Any], arguments: tuple[Any, ...], threads: int | None = None) -> None:
         ours, theirs = socket.socketpair()
-        self.notes = os.memfd_create("notes")
+        self.notes = tempfile.TemporaryFile()
         # Not this process's `__main__`: a script that calls `process` at its top level would call it again.
-        command = [sys.executable, "-P", "-m", __name__, str(theirs.fileno()), str(self.notes)]
+        command = [sys.executable, "-P", "-m", __name__, str(theirs.fileno()), str(self.notes.fileno())]
         root = str(Path(__file__).resolve().parents[2])
         path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
         self.process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
             stdout=2,  # what an op prints is no result of ours
-            pass_fds=[theirs.fileno(), self.notes],
+            pass_fds=[theirs.fileno(), self.notes.fileno()],
             env=os.environ | {"PYTHONPATH": path} | ({"OMP_NUM_THREADS": str(threads)} if threads else {}),
         )
         theirs.close()
@@ -73,7 +74,7 @@ class Worker:
         try:
             return list(self.connection.recv())
         except (EOFError, ConnectionError):
-            raise WorkerDied(_how(self.process.wait()), *_noted(self.notes)) from None
+            raise WorkerDied(_how(self.process.wait()), *_noted(self.notes.fileno())) from None
 
     @staticmethod
     def ready(workers: list[Worker]) -> list[Worker]:
@@ -86,7 +87,7 @@ class Worker:
         self.process.kill()
         self.process.wait()
         self.connection.close()
-        os.close(self.notes)
+        self.notes.close()
 
     def _tell(self, what: Any) -> None:
         try:
@@ -99,17 +100,16 @@ def run_locally(
     actor: Callable[..., Any],
     arguments: tuple[Any, ...],
     blocks: Iterable[pa.Table],
-    tries: int = 1,
     workers: int = 1,
     threads: int | None = None,
 ) -> Iterator[tuple[pa.Table, list[pa.Table] | WorkerDied]]:
-    """Each block, and what the actor made of it, or how its last worker died; in order where there is one worker.
+    """Each block, and what the actor made of it, or how its worker died; in order where there is one worker.
 
-    actor: a class of the product, or of an installed package; called with the arguments in a process of its own. tries: workers
-    that a block may cost. workers: at once. threads: of each one's own in torch and other users of OpenMP; None: its default.
+    actor: a class of the product, or of an installed package; called with the arguments in a process of its own. workers: at
+    once. threads: of each one's own in torch and other users of OpenMP; None: its default.
     """
     coming = iter(blocks)
-    lanes = [_Lane((actor, arguments, threads), tries) for _ in range(workers)]
+    lanes = [_Lane((actor, arguments, threads)) for _ in range(workers)]
     try:
         while True:
             for lane in lanes:
@@ -119,8 +119,7 @@ def run_locally(
                 return
             for worker in Worker.ready([lane.worker for lane in busy.values() if lane.worker]):
                 lane = busy[id(worker)]
-                if (made := lane.take()) is not None:
-                    yield lane.had.popleft(), made
+                yield lane.had.popleft(), lane.answer()
     finally:
         for lane in lanes:
             lane.close()
@@ -141,7 +140,7 @@ def run_carefully(
     lost: set[str] = set()
     while True:
         again = []
-        for block, made in run_locally(actor, arguments, blocks, 1, workers, threads):
+        for block, made in run_locally(actor, arguments, blocks, workers, threads):
             if isinstance(made, WorkerDied) and block.num_rows and (blame := _blamed(block, made)) is not None:
                 lost.update(row for rows in blame.lost.values() for row in rows)
                 if len(lost) > MOST_LOST:
@@ -215,11 +214,10 @@ def _noted(fd: int) -> tuple[str | None, list[Any]]:
 class _Lane:
     """One worker after another, and the blocks that the one of now has."""
 
-    def __init__(self, start: tuple[Any, ...], tries: int) -> None:
-        self.start, self.tries = start, tries
+    def __init__(self, start: tuple[Any, ...]) -> None:
+        self.start = start
         self.worker: Worker | None = None
         self.had: deque[pa.Table] = deque()
-        self.died = 0
 
     def fill(self, coming: Iterator[pa.Table]) -> None:
         """Gives the worker what it has room for; starts one where there is something to do."""
@@ -231,18 +229,14 @@ class _Lane:
             assert self.worker
             self.worker.send(block)
 
-    def take(self) -> list[pa.Table] | WorkerDied | None:
-        """What the oldest block came to; None where it goes to another worker."""
+    def answer(self) -> list[pa.Table] | WorkerDied:
+        """What the oldest block came to."""
         assert self.worker
         try:
-            made: list[pa.Table] | WorkerDied = self.worker.receive()
+            return self.worker.receive()
         except WorkerDied as death:
             self.close()
-            self.died, made = self.died + 1, death
-            if self.died < self.tries:
-                return None
-        self.died = 0
-        return made
+            return death
 
     def close(self) -> None:
         """Ends the worker."""
