@@ -1,8 +1,8 @@
 """Workers without Ray, for a machine that one actor fills: a process builds an actor once and runs blocks through it.
 
 Ray takes many seconds and half a gigabyte to start, and gives such a machine nothing but processes that may die. What ends a
-worker costs the block that it had; what waited behind it goes to the next worker. A worker tells, in a file that outlives it, which
-op is at work on which rows: so a block can be run again without what ended the worker (`run_carefully`).
+worker costs the block that it had; what waited behind it goes to the next worker. A worker tells, in a file that outlives it,
+which op is at work on which rows: so a block can be run again without what ended the worker (`run_carefully`).
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Worker:
 
     def __init__(self, actor: Callable[..., Any], arguments: tuple[Any, ...], threads: int | None = None) -> None:
         ours, theirs = socket.socketpair()
-        self.notes = tempfile.TemporaryFile()
+        self.notes = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the worker
         # Not this process's `__main__`: a script that calls `process` at its top level would call it again.
         command = [sys.executable, "-P", "-m", __name__, str(theirs.fileno()), str(self.notes.fileno())]
         root = str(Path(__file__).resolve().parents[2])
