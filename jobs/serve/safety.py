@@ -197,7 +197,9 @@ class Bodies:
         return self._bytes + sum(body.seen for body in self._open)
 
     @contextlib.asynccontextmanager
-    async def received(self, receive: Receive, largest: int, client: str, values: int) -> AsyncIterator[Receive]:
+    async def received(
+        self, receive: Receive, largest: int, client: str, values: int = sys.maxsize
+    ) -> AsyncIterator[Receive]:
         """`receive` of a request whose whole body is here. Problem 408 for a slow one, 413 for one of more than `largest`
         bytes or so many JSON values, 429 while others take all the room."""
         with tempfile.SpooledTemporaryFile(_IN_MEMORY) as file:
