@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from jobs.bench.bare import image_batches, load_default, load_view
+from jobs.bench.bare import image_batches, load_default
 
-DIM = 1280
+DIM, SIDE = 1280, 224  # of the default model: its vectors, and the pictures that it sees
 BATCH = 32
 
 
@@ -64,9 +64,8 @@ def _share(paths: list[str], out: str, runtime: str, threads: int) -> Any:
 def daft(folder: Path, out: str, runtime: str, workers: int, threads: int) -> None:
     """As its documentation has batch inference: glob, download, decode, resize, a class with the model, write_lance's like."""
     import daft
-    import lance
 
-    @daft.cls(max_concurrency=workers, use_process=workers > 1)
+    @daft.cls(max_concurrency=workers)
     class Embed:
         """The model."""
 
@@ -77,11 +76,13 @@ def daft(folder: Path, out: str, runtime: str, workers: int, threads: int) -> No
         def __call__(self, images: Any) -> Any:
             return self.model.embed_images(np.stack(images.to_pylist()))
 
-    side = load_view().height
     frame = daft.from_glob_path(f"{folder}/*")
-    pictures = frame["path"].download().decode_image(mode="RGB").resize(side, side)
+    # Daft chooses threads or processes; where it is told to fork (use_process=True), one run in three hangs in OpenVINO.
+    pictures = frame["path"].download().decode_image(mode="RGB").resize(SIDE, SIDE)
     frame = frame.select(frame["path"].alias("uri"), Embed()(pictures).alias("vector"))
     rows = frame.to_arrow()
+    import lance
+
     lance.write_dataset(table_of(rows["uri"].to_pylist(), _matrix(rows["vector"])), out, mode="overwrite")
 
 
@@ -109,7 +110,6 @@ def ray_documented(folder: Path, out: str, runtime: str, workers: int, threads: 
     import lance_ray
 
     ray = _ray()
-    side = load_view().height
 
     class Embed:
         """The model."""
@@ -120,7 +120,7 @@ def ray_documented(folder: Path, out: str, runtime: str, workers: int, threads: 
         def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
             return {"uri": batch["path"], "vector": self.model.embed_images(batch["image"]).astype(np.float16)}
 
-    images = ray.data.read_images(str(folder), mode="RGB", size=(side, side), include_paths=True)
+    images = ray.data.read_images(str(folder), mode="RGB", size=(SIDE, SIDE), include_paths=True)
     pool = ray.data.ActorPoolStrategy(size=workers)
     rows = images.map_batches(Embed, batch_size=BATCH, compute=pool, num_cpus=threads / 2)
     lance_ray.write_lance(rows, out, mode="overwrite")

@@ -23,7 +23,7 @@ from jobs.bench.process import EMBED_ONLY
 from pipelines.process.recipe import default_model
 from vfm_ops.models.cache import cache_root
 
-ROUNDS = 3
+ROUNDS, LIMIT_S = 3, 1800
 # What a peer needs beside what the product has; `--no-deps`, so that it runs with the same torch, Ray and Arrow as ours.
 PACKAGES = {
     "daft": ("daft>=0.7",),
@@ -166,7 +166,7 @@ def _version(name: str) -> str:
 
 def _timed(command: list[str], environment: dict[str, str] | None) -> float:
     started = time.perf_counter()
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=LIMIT_S)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)} failed: {done.stderr.strip().splitlines()[-3:]}")
     return time.perf_counter() - started
