@@ -234,19 +234,16 @@ class Op:
         """view: what is still to be done to the pictures."""
         count = max((len(values) for values in inputs), default=0)
         if count == 0:
-            none: list[Any] = []
-            return Result(
-                {name: pa.nulls(0, type) for name, type in self.adds.items()}, [], [], none if self.table else None
-            )
+            return self.without_values([])
         try:
             return self._checked(self._call(inputs, view), count)
         except OpError:
             raise
         except Exception as error:
             if count == 1:
-                return self._failed(error)
+                return self.without_values([_sentence(self.name, error)])
         rows = ([values[i : i + 1] for values in inputs] for i in range(count))
-        return _joined([self._applied(row, view) for row in rows], self.adds)
+        return joined([self._applied(row, view) for row in rows], self.adds)
 
     def __call__(self, batch: Any) -> Any:
         """Runs on whatever holds pictures, and gives the same back.
@@ -379,12 +376,11 @@ class Op:
         if found != count:
             raise OpError(f"op {self.name} gave {'one value' if found is None else found} for {count} rows as {what}")
 
-    def _failed(self, error: Exception) -> Result:
-        message = (str(error) or type(error).__name__).splitlines()[0]
-        text = f"op {self.name}: {type(error).__name__}: {message}"
-        return Result(
-            {n: pa.nulls(1, type) for n, type in self.adds.items()}, [text], [None], [None] if self.table else None
-        )
+    def without_values(self, errors: list[str]) -> Result:
+        """Of as many rows as there are sentences, which say why each has no values."""
+        none: list[Any] = [None] * len(errors)
+        columns = {name: pa.nulls(len(errors), type) for name, type in self.adds.items()}
+        return Result(columns, list(errors), list(none), list(none) if self.table else None)
 
 
 @dataclass(frozen=True)
@@ -668,7 +664,13 @@ def _picture(data: Any, name: str) -> np.ndarray | str:
         return str(error)
 
 
-def _joined(parts: list[Result], adds: Mapping[str, pa.DataType]) -> Result:
+def _sentence(name: str, error: Exception) -> str:
+    message = (str(error) or type(error).__name__).splitlines()[0]
+    return f"op {name}: {type(error).__name__}: {message}"
+
+
+def joined(parts: list[Result], adds: Mapping[str, pa.DataType]) -> Result:
+    """One result of several, in order. adds: the op's columns."""
     columns = {name: pa.concat_arrays([part.columns[name] for part in parts]) for name in adds}
     rows = None if parts[0].rows is None else [r for part in parts for r in part.rows or ()]
     return Result(

@@ -104,8 +104,9 @@ class Chain:
         first = self.work.op or DECODE
         waits = dict.fromkeys((first, *(stage.planned.op.name for stage in self.stages), WRITE), 0.0)
         stream: Iterable[pa.Table] = [block]
+        blame = Blame.of(block)
         for stage in self.stages:
-            stage.blame = Blame.of(block)
+            stage.blame = blame
         if self.source:
             try:
                 unit = read_unit(self.lake, self.version, block)

@@ -192,10 +192,10 @@ def _blamed(block: pa.Table, death: WorkerDied) -> Blame | None:
     return blame
 
 
-def note(op: str | None, rows: Sequence[Any] = ()) -> None:
-    """Tells which op is at work now, on rows of which ids; None: no op."""
+def note(op: str | None, rows: pa.ChunkedArray | None = None) -> None:
+    """Tells which op is at work now, on rows of which ids; None: no op. Nobody listens where there is no such worker."""
     if _notes is not None:
-        data = json.dumps([op, list(rows)]).encode()
+        data = json.dumps([op, [] if rows is None else rows.to_pylist()]).encode()
         os.pwrite(_notes, len(data).to_bytes(8, "little") + data, 0)
 
 

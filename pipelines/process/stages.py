@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from pipelines.process.frames import DROPPED_BY, WHY_DROPPED, drop_views, is_fra
 from pipelines.process.local import Blame, note
 from pipelines.process.ops import PlannedOp
 from vfm_ops.media.view import View
-from vfm_ops.op import Pictures, Result
+from vfm_ops.op import Pictures, Result, joined
 
 Batch = tuple[Pictures, Mapping[str, Sequence[Any]]]
 
@@ -70,22 +71,18 @@ class OpStage:
         assert self.blame
         chosen, title = _chosen(rows), self.planned.title
         ids = rows["frame_id"].to_pylist()
-        alone, lost = set(self.blame.alone.get(title, ())), self.blame.lost.get(title, {})
-        groups = [[i for i in np.flatnonzero(chosen).tolist() if ids[i] not in alone and ids[i] not in lost]]
-        groups += [[i] for i in np.flatnonzero(chosen).tolist() if ids[i] in alone and ids[i] not in lost]
-        results = [next(iter(self.op.apply_batches([self._inputs(rows.take(g))]))) for g in groups if g]
-        gone = [i for i in np.flatnonzero(chosen).tolist() if ids[i] in lost]
-        results.append(self._without_values([lost[ids[i]] for i in gone]))
-        order = np.argsort([i for g in (*groups, gone) for i in g], kind="stable")
-        return self._add(rows, chosen, _joined(results, order) if chosen.any() else None)
-
-    def _without_values(self, errors: list[str]) -> Result:
-        columns = {name: pa.nulls(len(errors), kind) for name, kind in self.op.adds.items()}
-        nothing = [None] * len(errors)
-        return Result(columns, list(errors), list(nothing), None if self.op.table is None else list(nothing))
+        lost = self.blame.lost.get(title, {})
+        apart = {*self.blame.alone.get(title, ()), *lost}
+        results = []
+        for row_id, group in groupby(np.flatnonzero(chosen).tolist(), lambda i: ids[i] if ids[i] in apart else None):
+            if row_id in lost:
+                results.append(self.op.without_values([lost[row_id]]))
+            else:
+                results.append(next(iter(self.op.apply_batches([self._inputs(rows.take(list(group)))]))))
+        return self._add(rows, chosen, joined(results, self.op.adds) if results else None)
 
     def _inputs(self, rows: pa.Table) -> Batch:
-        note(self.planned.title, rows["frame_id"].to_pylist())
+        note(self.planned.title, rows["frame_id"])
         needs = self.op.needs
         pictures: Pictures = [] if needs is None else view_pixels(rows, self.planned.title, needs)
         return pictures, {name: rows[name].to_pylist() for name in self.op.columns}
@@ -139,19 +136,6 @@ class OpStage:
         title = pa.array([self.planned.title if r else None for r in reasons], pa.string())
         rows = put_column(rows, DROPPED_BY, pc.coalesce(rows[DROPPED_BY], title))
         return put_column(rows, WHY_DROPPED, why)
-
-
-def _joined(results: Sequence[Result], order: np.ndarray) -> Result:
-    """One result of several, its rows in this order."""
-    columns = {
-        name: pa.concat_arrays([r.columns[name].cast(values.type) for r in results]).take(pa.array(order))
-        for name, values in results[0].columns.items()
-    }
-    errors, dropped = ([v for r in results for v in getattr(r, name)] for name in ("errors", "dropped"))
-    rows = None if results[0].rows is None else [v for r in results for v in r.rows or ()]
-    pick = order.tolist()
-    found = None if rows is None else [rows[i] for i in pick]
-    return Result(columns, [errors[i] for i in pick], [dropped[i] for i in pick], found)
 
 
 def _chosen(rows: pa.Table) -> np.ndarray:

@@ -49,8 +49,7 @@ class DetectSettings(op.Settings):
 class Detect(op.Op):
     """Boxes with exactly one prompt each, rows of `detections`; xyxy in pixels of the stored frame."""
 
-    one_thread = True
-    name, main = "detect", "prompts"
+    name, main, one_thread = "detect", "prompts", True
     table = op.Table("detections", COLUMNS, id="detection_id", prefix="d")
     Settings = DetectSettings
     settings: DetectSettings

@@ -38,8 +38,7 @@ class SegmentSettings(op.Settings):
 class Segment(op.Op):
     """Masks of everything that a grid of points finds, rows of `segments`, the most confident first."""
 
-    one_thread = True
-    name, main = "segment", "model"
+    name, main, one_thread = "segment", "model", True
     table = op.Table("segments", COLUMNS)
     Settings = SegmentSettings
     settings: SegmentSettings

@@ -45,8 +45,7 @@ class TrackSettings(op.Settings):
 class Track(op.VideoOp):
     """Objects with identity, box and mask on every frame, rows of `tracks`; in pixels of the stored frame."""
 
-    one_thread = True
-    name, main = "track", "prompts"
+    name, main, one_thread = "track", "prompts", True
     table = op.Table("tracks", COLUMNS)
     unkeyed = ("chunk_frames",)
     Settings = TrackSettings

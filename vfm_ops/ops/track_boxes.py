@@ -52,8 +52,7 @@ class TrackBoxesSettings(op.Settings):
 class TrackBoxes(op.VideoOp):
     """Boxes with identity, where the detector saw them, rows of `box_tracks`; in pixels of the stored frame."""
 
-    one_thread = True
-    name, main = "track_boxes", "prompts"
+    name, main, one_thread = "track_boxes", "prompts", True
     table = op.Table("box_tracks", COLUMNS)
     unkeyed = ("chunk_frames",)
     Settings = TrackBoxesSettings
