@@ -25,8 +25,8 @@ from pipelines.lake.numbers import id_hashes, number_assets
 from pipelines.lake.schema import ERROR, wants_value
 from pipelines.lake.sql import equals
 from pipelines.process.frames import WHY_DROPPED, picture_rows, put_column
-from pipelines.process.graph import ActorPool, fits_here, local_workers
-from pipelines.process.local import Blame, WorkerDied, run_carefully
+from pipelines.process.graph import ActorPool, ended_by_ray, fits_here, local_workers
+from pipelines.process.local import CAN_GO_ON, Blame, LocalWorkers, WorkerDied
 from pipelines.process.ops import PlannedOp, drop_op, forget_errors_in, forget_values, plan_ops, prepare
 from pipelines.process.recipe import Recipe, Resources
 from pipelines.process.stages import OpStage, views_of
@@ -40,7 +40,6 @@ from vfm_ops.media.source import MediaSource
 from vfm_ops.scheduling import use_batch_scheduling
 
 ROWS, BLIND_ROWS = 32, 8192  # in a batch, of an op that looks at pictures and of one that does not
-CAN_GO_ON = "what was committed stays, and the same command goes on"
 Row = dict[str, Any]
 
 
@@ -204,9 +203,9 @@ def run_on_fragments(
 def _fill_here(
     lake: Lake, recipe: Recipe, planned: PlannedOp, pending: str, wanted: AssetSet, blocks: list[pa.Table]
 ) -> Iterator[Row]:
-    workers, threads = local_workers([planned], len(blocks))
+    count, threads = local_workers([planned], len(blocks))
     arguments = (lake, recipe, planned.title, threads, pending, wanted)
-    for _, made in run_carefully(FillFragment, arguments, blocks, workers, threads):
+    for _, made in LocalWorkers(FillFragment, arguments, count, threads).run_carefully(blocks):
         if isinstance(made, WorkerDied):
             raise VfmError(f"{planned.says} ended its worker ({made}); {CAN_GO_ON}")
         for rows in made:
@@ -228,8 +227,7 @@ def _fill_on_ray(
         for batch in ds.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
             yield from batch.to_pylist()
     except ray.exceptions.RayError as e:
-        reason = next((line for line in str(e).splitlines() if line.strip()), type(e).__name__).strip()
-        raise VfmError(f"Ray ended {planned.says}: {reason}; {CAN_GO_ON}") from e
+        raise ended_by_ray(planned.says, e) from e
 
 
 FILLED = pa.schema(

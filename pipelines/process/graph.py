@@ -32,7 +32,7 @@ from pipelines.cluster import (
 )
 from pipelines.lake import Lake, Work
 from pipelines.process.chain import Chain, Part
-from pipelines.process.local import DEATHS, WorkerDied, run_carefully, run_locally
+from pipelines.process.local import CAN_GO_ON, DEATHS, LocalWorkers, WorkerDied
 from pipelines.process.ops import PlannedOp
 from pipelines.process.recipe import Recipe
 from pipelines.process.units import LARGEST_UNIT, read_unit, share_out
@@ -188,10 +188,9 @@ def run_here(
     ops = [one for one in planned if work.op == (one.title if one.op.on_videos else None)]
     if not alone:
         units = share_out(units, local_workers(ops, sum(u.num_rows for u in units))[0])
-    workers, threads = local_workers(ops, len(units))
-    arguments = (Part(), lake, version, recipe, threads, work)
-    run = run_carefully if alone else run_locally
-    for unit, made in run(Chain, arguments, units, workers=workers, threads=threads):
+    count, threads = local_workers(ops, len(units))
+    workers = LocalWorkers(Chain, (Part(), lake, version, recipe, threads, work), count, threads)
+    for unit, made in workers.run_carefully(units) if alone else workers.run(units):
         if not isinstance(made, WorkerDied):
             yield from made
         elif alone and unit.num_rows:
@@ -228,5 +227,10 @@ def run_on_ray(
                 batch_size=None, batch_format="pyarrow", prefetch_batches=0
             )
     except ray.exceptions.RayError as e:
-        reason = next((line for line in str(e).splitlines() if line.strip()), type(e).__name__).strip()
-        raise VfmError(f"Ray ended the run: {reason}; what was committed stays, and the same command goes on") from e
+        raise ended_by_ray("the run", e) from e
+
+
+def ended_by_ray(what: str, error: Exception) -> VfmError:
+    """What to raise where Ray gave up."""
+    reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__).strip()
+    return VfmError(f"Ray ended {what}: {reason}; {CAN_GO_ON}")

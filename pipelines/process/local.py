@@ -2,7 +2,7 @@
 
 Ray takes many seconds and half a gigabyte to start, and gives such a machine nothing but processes that may die. What ends a
 worker costs the block that it had; what waited behind it goes to the next worker. A worker tells, in a file that outlives it,
-which op is at work on which rows: so a block can be run again without what ended the worker (`run_carefully`).
+which op is at work on which rows: so a block can be run again without what ended the worker (`LocalWorkers.run_carefully`).
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from vfm_ops.errors import VfmError
 DEATHS = 3  # of workers, until a block is given up
 MOST_LOST = 50  # rows that an op may end a worker on, in one run
 BLAME = "blame"  # column of a block that comes again
+CAN_GO_ON = "what was committed stays, and the same command goes on"
 AHEAD = 2  # blocks that a worker has: the next one is there when it ends the first
 
 
@@ -41,6 +42,9 @@ class WorkerDied(Exception):
     def __init__(self, how: str, op: str | None = None, rows: Sequence[Any] = ()) -> None:
         super().__init__(how)
         self.op, self.rows = op, rows
+
+
+Answer = tuple[pa.Table, list[pa.Table] | WorkerDied]
 
 
 class Worker:
@@ -96,66 +100,61 @@ class Worker:
             return  # it has died; who waits for an answer is told how
 
 
-def run_locally(
-    actor: Callable[..., Any],
-    arguments: tuple[Any, ...],
-    blocks: Iterable[pa.Table],
-    workers: int = 1,
-    threads: int | None = None,
-) -> Iterator[tuple[pa.Table, list[pa.Table] | WorkerDied]]:
-    """Each block, and what the actor made of it, or how its worker died; in order where there is one worker.
+@dataclass(frozen=True)
+class LocalWorkers:
+    """Some workers, each with an actor of its own.
 
-    actor: a class of the product, or of an installed package; called with the arguments in a process of its own. workers: at
+    actor: a class of the product, or of an installed package; called with the arguments in a process of its own. count: at
     once. threads: of each one's own in torch and other users of OpenMP; None: its default.
     """
-    coming = iter(blocks)
-    lanes = [_Lane((actor, arguments, threads)) for _ in range(workers)]
-    try:
-        while True:
+
+    actor: Callable[..., Any]
+    arguments: tuple[Any, ...]
+    count: int = 1
+    threads: int | None = None
+
+    def run(self, blocks: Iterable[pa.Table]) -> Iterator[Answer]:
+        """Each block, and what the actor made of it, or how its worker died; in order where there is one worker."""
+        coming = iter(blocks)
+        lanes = [_Lane((self.actor, self.arguments, self.threads)) for _ in range(self.count)]
+        try:
+            while True:
+                for lane in lanes:
+                    lane.fill(coming)
+                busy = {id(lane.worker): lane for lane in lanes if lane.worker and lane.had}
+                if not busy:
+                    return
+                for worker in Worker.ready([lane.worker for lane in busy.values() if lane.worker]):
+                    lane = busy[id(worker)]
+                    yield lane.had.popleft(), lane.answer()
+        finally:
             for lane in lanes:
-                lane.fill(coming)
-            busy = {id(lane.worker): lane for lane in lanes if lane.worker and lane.had}
-            if not busy:
+                lane.close()
+
+    def run_carefully(self, blocks: Iterable[pa.Table]) -> Iterator[Answer]:
+        """As `run`, but an op that ends a worker costs the rows that it did so on its own values, and nothing else.
+
+        A block that cost a worker comes again with a column BLAME, from which the actor's stages see which rows to give to an
+        op alone, and which not at all. One whose worker no op has ended is tried DEATHS times. VfmError where an op ends too
+        many.
+        """
+        lost: set[str] = set()
+        while True:
+            again = []
+            for block, made in self.run(blocks):
+                if isinstance(made, WorkerDied) and block.num_rows and (blame := _blamed(block, made)) is not None:
+                    lost.update(row for rows in blame.lost.values() for row in rows)
+                    if len(lost) > MOST_LOST:
+                        raise VfmError(
+                            f"op {made.op} ended its worker ({made}), as on {MOST_LOST} rows before: mend it, or leave it out; "
+                            f"{CAN_GO_ON}"
+                        )
+                    again.append(blame.put_on(block))
+                else:
+                    yield block, made
+            if not again:
                 return
-            for worker in Worker.ready([lane.worker for lane in busy.values() if lane.worker]):
-                lane = busy[id(worker)]
-                yield lane.had.popleft(), lane.answer()
-    finally:
-        for lane in lanes:
-            lane.close()
-
-
-def run_carefully(
-    actor: Callable[..., Any],
-    arguments: tuple[Any, ...],
-    blocks: Iterable[pa.Table],
-    workers: int = 1,
-    threads: int | None = None,
-) -> Iterator[tuple[pa.Table, list[pa.Table] | WorkerDied]]:
-    """As `run_locally`, but an op that ends a worker costs the rows that it did so on its own values, and nothing else.
-
-    A block that cost a worker comes again with a column BLAME, from which the actor's stages see which rows to give to an op
-    alone, and which not at all. One whose worker no op has ended is tried DEATHS times. VfmError where an op ends too many.
-    """
-    lost: set[str] = set()
-    while True:
-        again = []
-        for block, made in run_locally(actor, arguments, blocks, workers, threads):
-            if isinstance(made, WorkerDied) and block.num_rows and (blame := _blamed(block, made)) is not None:
-                lost.update(row for rows in blame.lost.values() for row in rows)
-                if len(lost) > MOST_LOST:
-                    raise VfmError(
-                        f"op {made.op} ended its worker ({made}), as on {MOST_LOST} rows before: mend it, or leave it out; "
-                        "what was committed stays, and the same command goes on"
-                    )
-                names = [name for name in block.column_names if name != BLAME]
-                text = pa.array([blame.dumps()] * block.num_rows, pa.string())
-                again.append(block.select(names).append_column(BLAME, text))
-            else:
-                yield block, made
-        if not again:
-            return
-        blocks = again
+            blocks = again
 
 
 @dataclass
@@ -172,9 +171,11 @@ class Blame:
         """Of a block that has come again."""
         return cls(**json.loads(block[BLAME][0].as_py())) if BLAME in block.column_names else None
 
-    def dumps(self) -> str:
-        """As a cell."""
-        return json.dumps(asdict(self))
+    def put_on(self, block: pa.Table) -> pa.Table:
+        """The block as it comes again."""
+        names = [name for name in block.column_names if name != BLAME]
+        text = pa.array([json.dumps(asdict(self))] * block.num_rows, pa.string())
+        return block.select(names).append_column(BLAME, text)
 
 
 def _blamed(block: pa.Table, death: WorkerDied) -> Blame | None:

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from pipelines.lake import Lake, verify_lake
-from pipelines.process.local import AHEAD, WorkerDied, run_carefully, run_locally
+from pipelines.process.local import AHEAD, LocalWorkers, WorkerDied
 from pipelines.sources import ingest
 
 pytestmark = pytest.mark.workers
@@ -54,8 +54,9 @@ class Doubles:
         """Nothing to end."""
 
 
-def run(tmp_path: Path, numbers: list[int], how=run_locally, workers: int = 1) -> list[int | str]:
-    given = how(Doubles, (str(tmp_path),), (pa.table({"n": [n]}) for n in numbers), workers)
+def run(tmp_path: Path, numbers: list[int], carefully: bool = False) -> list[int | str]:
+    workers, blocks = LocalWorkers(Doubles, (str(tmp_path),)), (pa.table({"n": [n]}) for n in numbers)
+    given = workers.run_carefully(blocks) if carefully else workers.run(blocks)
     return [str(made) if isinstance(made, WorkerDied) else made[0]["n"][0].as_py() for _, made in given]
 
 
@@ -69,12 +70,12 @@ def test_a_worker_that_ends_costs_the_block_it_had(tmp_path):
 
 
 def test_a_block_is_tried_three_times_where_no_op_is_to_blame(tmp_path):
-    assert sorted(run(tmp_path, [-2, 1, -3, 2], run_carefully), key=str) == [-4, 2, 4, "exit code 7"]
+    assert sorted(run(tmp_path, [-2, 1, -3, 2], carefully=True), key=str) == [-4, 2, 4, "exit code 7"]
 
 
 def test_several_workers_share_the_blocks(tmp_path):
     blocks = [pa.table({"n": [n]}) for n in [1, 2, -9, 3, 4, 5]]
-    given = list(run_locally(Doubles, (str(tmp_path),), blocks, workers=2))
+    given = list(LocalWorkers(Doubles, (str(tmp_path),), 2).run(blocks))
     answers = [made for _, made in given if not isinstance(made, WorkerDied)]
     assert sorted(made[0]["n"][0].as_py() for made in answers) == [2, 4, 6, 8, 10]
     assert len({made[0]["pid"][0].as_py() for made in answers}) >= 2
@@ -84,8 +85,8 @@ def test_no_worker_outlives_who_started_it(tmp_path):
     code = f"""
 import os, sys
 sys.path[:0] = {[str(Path(__file__).parents[3])]}
-from tests.pipelines.process.test_local import Doubles, pa, run_locally
-found = run_locally(Doubles, ({str(tmp_path)!r},), (pa.table({{"n": [n]}}) for n in range(9)))
+from tests.pipelines.process.test_local import Doubles, LocalWorkers, pa
+found = LocalWorkers(Doubles, ({str(tmp_path)!r},)).run((pa.table({{"n": [n]}}) for n in range(9)))
 print(next(found)[1][0]["pid"][0].as_py(), flush=True)
 os.kill(os.getpid(), 9)
 """
