@@ -87,8 +87,8 @@ class Guard:
         # Without a length there is none in HTTP/1.1, but for chunks; HTTP/2 needs neither header to send one.
         unsaid = "content-length" not in headers and scope.get("method") not in ("GET", "HEAD")
         has_body = length != "0" or "transfer-encoding" in headers or unsaid
-        plain = UPLOADS.fullmatch(path) or headers.get("content-type", "").startswith("multipart/")
-        values = sys.maxsize if plain else self.limits.json_values
+        no_json = UPLOADS.fullmatch(path) or headers.get("content-type", "").startswith("multipart/")
+        values = sys.maxsize if no_json else self.limits.json_values
         body = self.bodies.received(receive, largest, client, values) if has_body else contextlib.nullcontext(receive)
         async with body as whole:
             with self._place(path) as place:

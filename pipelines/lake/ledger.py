@@ -50,9 +50,9 @@ class PendingAssets:
     """The assets that are still to be settled; the quarantined are not. Its length is known at once; it streams batches of
     PLAN_COLUMNS and `_rowid`, of the lake as it is when they are asked for."""
 
-    def __init__(self, lake: Lake, work: Work, batch_size: int = 65536) -> None:
+    def __init__(self, lake: Lake, work: Work) -> None:
         there = assets_in(lake, "assets") if work.op is None else assets_in(lake, "ledger", _of_videos(work.decoded))
-        self.lake, self.batch_size = lake, batch_size
+        self.lake = lake
         self.numbers = there.without(settled_assets(lake, work.where))
 
     def __len__(self) -> int:
@@ -61,7 +61,7 @@ class PendingAssets:
     def __iter__(self) -> Iterator[pa.RecordBatch]:
         if not len(self):  # then no id need be read
             return
-        for batch in self.lake.scan("assets", PLAN_COLUMNS, with_row_id=True, batch_size=self.batch_size):
+        for batch in self.lake.scan("assets", PLAN_COLUMNS, with_row_id=True, batch_size=65536):
             wanted = self.numbers.contains(asset_numbers(batch["asset_no"]))
             if wanted.any():
                 yield batch.filter(pa.array(wanted))

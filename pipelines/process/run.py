@@ -185,7 +185,7 @@ class _Run:
         total = committer.settled + count
         for units in segments(cut_units(left)):
             here = fits_here(self.recipe, planned, units)
-            self._run_units(work, units, here, False, committer, first, total)
+            self._commit(self._results(work, units, here, alone=False), committer, first, total)
         failures = Failures()
         units = second_units(self.lake, work, self.run_id, retry, first.interrupted)
         if units:
@@ -193,24 +193,18 @@ class _Run:
             sweep(self.lake)
             again = committer.again()
             total = again.settled + sum(u.num_rows for u in units)
-            self._run_units(work, units, here, True, again, failures, total)
+            run = partial(self._results, work, here=here, alone=True)
+            self._commit(run(units), again, failures, total)
             if not retry:
-                give_up(self.lake, work, again, failures, partial(self._results, work, here=here, alone=True))
+                give_up(self.lake, work, again, failures, run)
             committer.first_commit_at = again.first_commit_at
         self.interrupted |= failures.interrupted
 
-    def _run_units(
-        self,
-        work: Work,
-        units: list[pa.Table],
-        here: bool,
-        alone: bool,
-        committer: Committer,
-        failures: Failures,
-        total: int,
+    def _commit(
+        self, results: Generator[pa.Table, None, None], committer: Committer, failures: Failures, total: int
     ) -> None:
-        """Runs units, `here` or on Ray, and commits what they give. total: assets to be told of."""
-        with closing(self._results(work, units, here, alone)) as coming:
+        """Commits what units give. total: assets to be told of."""
+        with closing(results) as coming:
             for rows in coming:
                 for result in rows.to_pylist():
                     try:
@@ -223,17 +217,13 @@ class _Run:
                 if self.progress:
                     self.progress(committer, total)
         committer.flush(last=True)
-        if self.progress and units:
+        if self.progress:
             self.progress(committer, total)
 
     def _results(self, work: Work, units: list[pa.Table], here: bool, alone: bool) -> Generator[pa.Table, None, None]:
-        """RESULT rows of units."""
-        if not units:
-            return
-        if here:
-            yield from run_here(self.lake, self.recipe, self.planned, units, work, alone)
-        else:
-            yield from run_on_ray(self.lake, self.recipe, self.planned, units, work, alone)
+        """RESULT rows of units, from workers on this machine or from Ray."""
+        run = run_here if here else run_on_ray
+        yield from run(self.lake, self.recipe, self.planned, units, work, alone)
 
 
 def _summarise(run_id: str, committer: Committer) -> RunSummary:

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import package_dir
-from tests.in_process import InProcess
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -55,6 +54,5 @@ def corpus(tmp_path_factory, photographs, bikes) -> Path:
 
 @pytest.fixture
 def without_ray(monkeypatch) -> None:
-    """Runs go on in this process, whatever earlier tests have started: what a test replaces, they see."""
+    """For one test of a module whose others ask for Ray."""
     monkeypatch.setattr("pipelines.process.graph.has_ray", lambda: False)
-    monkeypatch.setattr("pipelines.process.local.Worker", InProcess)

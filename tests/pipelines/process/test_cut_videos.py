@@ -89,7 +89,7 @@ def test_any_error_between_frames_costs_no_frame_that_came_before(cut_video, err
     assert outcome["stage"] == "decode"
 
 
-def test_a_cut_video_is_settled_with_salvaged_frames_and_a_sentence(cut_video, tmp_path, without_ray):
+def test_a_cut_video_is_settled_with_salvaged_frames_and_a_sentence(cut_video, tmp_path):
     ingest([str(cut_video)], str(tmp_path / "lake"))
     lake = Lake.open(tmp_path / "lake")
     summary = process(lake, recipe_of(RECIPES["shots, then frames"]))

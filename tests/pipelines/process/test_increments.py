@@ -110,7 +110,7 @@ def corpus(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def lake(tmp_path, corpus, monkeypatch, without_ray) -> Lake:
+def lake(tmp_path, corpus, monkeypatch) -> Lake:
     """An ingested lake, its sources in a folder of their own, and ops of another package whose calls are counted."""
     (tmp_path / "their_ops.py").write_text(OPS)
     monkeypatch.syspath_prepend(str(tmp_path))

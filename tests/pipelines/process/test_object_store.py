@@ -13,7 +13,7 @@ from pipelines.sources import ingest
 from tests.pipelines.sources.conftest import bucket, s3_endpoint  # noqa: F401
 
 
-def test_from_a_bucket_to_a_lake_in_a_bucket(bucket, photographs, bikes, tiny_model, without_ray):  # noqa: F811
+def test_from_a_bucket_to_a_lake_in_a_bucket(bucket, photographs, bikes, tiny_model):  # noqa: F811
     files = [*photographs[:3], bikes]
     bucket({f"in/{Path(p).name}": Path(p).read_bytes() for p in files} | {"in/bad.jpg": b"\xff\xd8\xff\xe0 no picture"})
     root = f"s3://{bucket.name}/lake"

@@ -56,13 +56,6 @@ def width(images):
 """
 
 
-@pytest.fixture(autouse=True)
-def in_this_process(request):
-    """Also where an earlier test started Ray, whose workers see neither this test's modules nor its environment."""
-    if "ray_local" not in request.fixturenames:
-        request.getfixturevalue("without_ray")
-
-
 @pytest.fixture
 def lake(tmp_path, monkeypatch) -> Lake:
     """Six frames, and a module of ops whose calls are counted."""

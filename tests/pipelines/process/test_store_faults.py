@@ -29,8 +29,8 @@ def picture(shade: int) -> bytes:
 
 
 @pytest.fixture(autouse=True)
-def in_this_process(monkeypatch, without_ray):
-    """Whatever other tests have started; and pauses between tries that a test can wait for."""
+def short_pauses(monkeypatch):
+    """One CPU, and pauses between tries that a test can wait for."""
     monkeypatch.setattr("pipelines.process.graph.cpu_count", lambda: 1)
     monkeypatch.setattr(stores, "STORE_WAITS_S", (0.05, 0.05, 0.1, 0.1, 0.2, 0.2, 0.2))
 
