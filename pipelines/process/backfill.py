@@ -11,6 +11,7 @@ import json
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ from pipelines.lake.schema import ERROR, wants_value
 from pipelines.lake.sql import equals
 from pipelines.process.frames import WHY_DROPPED, picture_rows, put_column
 from pipelines.process.graph import ActorPool, ended_by_ray, fits_here, local_workers
-from pipelines.process.local import CAN_GO_ON, Blame, LocalWorkers, WorkerDied
+from pipelines.process.local import CAN_GO_ON, Blame, Careful, LocalWorkers, WorkerDied
 from pipelines.process.ops import PlannedOp, drop_op, forget_errors_in, forget_values, plan_ops, prepare
 from pipelines.process.recipe import Recipe, Resources
 from pipelines.process.stages import OpStage, views_of
@@ -205,11 +206,10 @@ def _fill_here(
 ) -> Iterator[Row]:
     count, threads = local_workers([planned], len(blocks))
     arguments = (lake, recipe, planned.title, threads, pending, wanted)
-    for _, made in LocalWorkers(FillFragment, arguments, count, threads).run_carefully(blocks):
-        if isinstance(made, WorkerDied):
-            raise VfmError(f"{planned.says} ended its worker ({made}); {CAN_GO_ON}")
-        for rows in made:
-            yield from rows.to_pylist()
+    with LocalWorkers(FillFragment, arguments, count, threads) as workers:
+        for block, made in workers.run_carefully(blocks):
+            for rows in _instead(planned.says, block, made) if isinstance(made, WorkerDied) else made:
+                yield from rows.to_pylist()
 
 
 def _fill_on_ray(
@@ -219,19 +219,40 @@ def _fill_on_ray(
     hush()
     import ray
 
-    ray.data.DataContext.get_current().max_errored_blocks = 0  # a run before this one may let blocks fail
     actors = ActorPool.of(planned, recipe)
-    arguments = (lake, recipe, planned.title, actors.cpus, pending, wanted)
-    ds = actors.map(ray.data.from_arrow(blocks), FillFragment, arguments, len(blocks))
-    try:
-        for batch in ds.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-            yield from batch.to_pylist()
-    except ray.exceptions.RayError as e:
-        raise ended_by_ray(planned.says, e) from e
+    arguments: tuple[Any, ...] = (lake, recipe, planned.title, actors.cpus, pending, wanted)
+    careful = (FillFragment, arguments, actors.cpus, partial(_instead, planned.says))
+    left = {block["fragment"][0].as_py(): block for block in blocks}
+    # A fragment whose actor died gives nothing; it comes again, and costs what ends an actor no more than its own values.
+    for actor, given, may_lack in ((FillFragment, arguments, -1), (Careful, careful, 0)):
+        ray.data.DataContext.get_current().max_errored_blocks = may_lack
+        ds = actors.map(ray.data.from_arrow(list(left.values())), actor, given, len(left))
+        try:
+            for batch in ds.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+                for row in batch.to_pylist():
+                    left.pop(row["fragment"])
+                    yield row
+        except ray.exceptions.RayError as e:
+            raise ended_by_ray(planned.says, e) from e
+        if not left:
+            return
+
+
+def _instead(says: str, block: pa.Table, why: Exception) -> list[pa.Table]:
+    """The FILLED row of a fragment that was given up."""
+    error = why if isinstance(why, VfmError) else VfmError(f"{says} ended its worker ({why}); {CAN_GO_ON}")
+    return [_unfilled(block["fragment"][0].as_py(), error)]
+
+
+def _unfilled(fragment: int, error: Exception) -> pa.Table:
+    """The FILLED row of a fragment in which nothing was done."""
+    told = json.dumps(asdict(UnitError.of(error, [])))
+    return pa.Table.from_pylist([{**NOTHING, "fragment": fragment, "error": told}], FILLED)
 
 
 FILLED = pa.schema(
     [
+        ("fragment", pa.int64()),
         ("written", pa.string()),  # what `Lake.commit_columns` takes; empty where the op fills no column
         ("rows", pa.list_(pa.string())),  # fragments of the op's table
         ("drops", pa.list_(pa.list_(pa.string()))),  # (frame id, reason) of what a filter without columns drops
@@ -239,6 +260,7 @@ FILLED = pa.schema(
         ("error", pa.string()),
     ]
 )
+NOTHING: Row = {"written": "", "rows": [], "drops": [], "filled": 0, "error": None}
 
 
 class FillFragment:
@@ -272,15 +294,16 @@ class FillFragment:
     def __call__(self, block: pa.Table) -> pa.Table:
         """block: one fragment id. Returns what to commit; a frame that can't have a value gets the reason instead. What goes
         wrong comes back as data, too: Ray would carry no more than a traceback."""
+        block, blame = Blame.of(block)
+        fragment = block["fragment"][0].as_py()
         try:
             if self.failure:
                 raise self.failure
-            self.stage.blame = Blame.of(block)
-            row = self._fill(block["fragment"][0].as_py())
+            self.stage.blame = blame
+            row = self._fill(fragment)
         except Exception as e:
-            error = json.dumps(asdict(UnitError.of(e, [])))
-            row = {"written": "", "rows": [], "drops": [], "filled": 0, "error": error}
-        return pa.Table.from_pylist([row], FILLED)
+            return _unfilled(fragment, e)
+        return pa.Table.from_pylist([{**NOTHING, "fragment": fragment, **row}], FILLED)
 
     def _fill(self, fragment: int) -> Row:
         rowids: deque[list[int]] = deque()
@@ -302,7 +325,7 @@ class FillFragment:
                 continue
             filled.append(_filled(schema, ids, {f.name: rows[f.name] for f in fields}, faults, told))
         if not fields:
-            return {"written": "", "rows": [], "drops": drops, "filled": 0, "error": None}
+            return {"drops": drops}
         if lost := [row_id for row_id in told if "jpeg" in faults.get(row_id, ())]:
             filled.append(_filled(schema, lost, {}, faults, told))
         columns = pa.concat_tables(filled) if filled else schema.empty_table()
@@ -314,9 +337,7 @@ class FillFragment:
         return {
             "written": self.lake.write_columns("frames", fragment, columns),
             "rows": written,
-            "drops": [],
             "filled": values,
-            "error": None,
         }
 
     def _stored(

@@ -103,8 +103,8 @@ class Chain:
         started = time.monotonic()
         first = self.work.op or DECODE
         waits = dict.fromkeys((first, *(stage.planned.op.name for stage in self.stages), WRITE), 0.0)
+        block, blame = Blame.of(block)
         stream: Iterable[pa.Table] = [block]
-        blame = Blame.of(block)
         for stage in self.stages:
             stage.blame = blame
         if self.source:

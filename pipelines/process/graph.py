@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -32,7 +33,7 @@ from pipelines.cluster import (
 )
 from pipelines.lake import Lake, Work
 from pipelines.process.chain import Chain, Part
-from pipelines.process.local import CAN_GO_ON, DEATHS, LocalWorkers, WorkerDied
+from pipelines.process.local import CAN_GO_ON, DEATHS, Careful, LocalWorkers, WorkerDied
 from pipelines.process.ops import PlannedOp
 from pipelines.process.recipe import Recipe
 from pipelines.process.units import LARGEST_UNIT, read_unit, share_out
@@ -145,7 +146,8 @@ def build_dataset(
     work: Work,
     alone: bool = False,
 ) -> ray.data.Dataset:
-    """The graph: units of assets to RESULT rows. alone: an actor holds one unit at a time. work: see `Chain`."""
+    """The graph: units of assets to RESULT rows. alone: an actor holds one unit at a time, and runs it carefully. work: see
+    `Chain`."""
     import ray
 
     version = lake.table("assets").version
@@ -154,8 +156,25 @@ def build_dataset(
     # its worker, and would take that unit along.
     at_a_time = 1 if alone else 2
     for part, actors in stages:
-        ds = actors.map(ds, Chain, (part, lake, version, recipe, actors.cpus, work), len(units), at_a_time)
+        arguments = (part, lake, version, recipe, actors.cpus, work)
+        # But for what only decodes, which ends nobody and streams more than one answer should hold.
+        if alone and (part.write or not part.decode):
+            careful = (Chain, arguments, actors.cpus, partial(_instead, lake, version))
+            ds = actors.map(ds, Careful, careful, len(units), at_a_time)
+        else:
+            ds = actors.map(ds, Chain, arguments, len(units), at_a_time)
     return ds
+
+
+def _instead(lake: Lake, version: int, block: pa.Table, why: Exception) -> list[pa.Table]:
+    """The RESULT row of a unit, or of working tables, that was given up; of a unit of nothing, nothing."""
+    if isinstance(why, VfmError):
+        return [error_row(UnitError.of(why, []))]
+    if not block.num_rows:
+        return []
+    assets = pc.unique((block if "asset_id" in block.column_names else read_unit(lake, version, block))["asset_id"])
+    message = f"the worker died each of the {DEATHS} times that it ran this item alone: {why}; then vfm retry"
+    return [error_row(UnitError(message, WORKER_DIED, None, "", assets.to_pylist()))]
 
 
 def fits_here(recipe: Recipe, planned: list[PlannedOp], units: list[pa.Table]) -> bool:
@@ -189,14 +208,12 @@ def run_here(
     if not alone:
         units = share_out(units, local_workers(ops, sum(u.num_rows for u in units))[0])
     count, threads = local_workers(ops, len(units))
-    workers = LocalWorkers(Chain, (Part(), lake, version, recipe, threads, work), count, threads)
-    for unit, made in workers.run_carefully(units) if alone else workers.run(units):
-        if not isinstance(made, WorkerDied):
-            yield from made
-        elif alone and unit.num_rows:
-            message = f"the worker died each of the {DEATHS} times that it ran this item alone: {made}; then vfm retry"
-            assets = read_unit(lake, version, unit)["asset_id"].to_pylist()
-            yield error_row(UnitError(message, WORKER_DIED, None, "", assets))
+    with LocalWorkers(Chain, (Part(), lake, version, recipe, threads, work), count, threads) as workers:
+        for unit, made in workers.run_carefully(units) if alone else workers.run(units):
+            if not isinstance(made, WorkerDied):
+                yield from made
+            elif alone:
+                yield from _instead(lake, version, unit, made)
 
 
 def run_on_ray(
@@ -204,7 +221,7 @@ def run_on_ray(
 ) -> Iterator[pa.Table]:
     """RESULT rows of units, as Ray Data streams them. planned: the recipe's ops.
 
-    Of a unit whose worker died DEATHS times, nothing comes."""
+    Of a unit whose actor died DEATHS times, nothing comes."""
     use_batch_scheduling()  # so does a Ray that is started here, whose idle processes wake a hundred times a second
     connect()
     hush()

@@ -98,36 +98,43 @@ class Worker:
             return  # it has died; who waits for an answer is told how
 
 
-@dataclass(frozen=True)
 class LocalWorkers:
-    """Some workers, each with an actor of its own.
+    """Some workers, each with an actor of its own. They start when there is something to do; close them, or use this as a
+    context manager.
 
     actor: a class of the product, or of an installed package; called with the arguments in a process of its own. count: at
     once. threads: of each one's own in torch and other users of OpenMP; None: its default.
     """
 
-    actor: Callable[..., Any]
-    arguments: tuple[Any, ...]
-    count: int = 1
-    threads: int | None = None
+    def __init__(
+        self, actor: Callable[..., Any], arguments: tuple[Any, ...], count: int = 1, threads: int | None = None
+    ) -> None:
+        self._lanes = [_Lane((actor, arguments, threads)) for _ in range(count)]
+        self._lost: set[Any] = set()  # rows that ops ended workers on
+
+    def __enter__(self) -> LocalWorkers:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends all workers at once."""
+        for lane in self._lanes:
+            lane.close()
 
     def run(self, blocks: Iterable[pa.Table]) -> Iterator[Answer]:
         """Each block, and what the actor made of it, or how its worker died; in order where there is one worker."""
         coming = iter(blocks)
-        lanes = [_Lane((self.actor, self.arguments, self.threads)) for _ in range(self.count)]
-        try:
-            while True:
-                for lane in lanes:
-                    lane.fill(coming)
-                busy = {id(lane.worker): lane for lane in lanes if lane.worker and lane.had}
-                if not busy:
-                    return
-                for worker in Worker.ready([lane.worker for lane in busy.values() if lane.worker]):
-                    lane = busy[id(worker)]
-                    yield lane.had.popleft(), lane.answer()
-        finally:
-            for lane in lanes:
-                lane.close()
+        while True:
+            for lane in self._lanes:
+                lane.fill(coming)
+            busy = {id(lane.worker): lane for lane in self._lanes if lane.worker and lane.had}
+            if not busy:
+                return
+            for worker in Worker.ready([lane.worker for lane in busy.values() if lane.worker]):
+                lane = busy[id(worker)]
+                yield lane.had.popleft(), lane.answer()
 
     def run_carefully(self, blocks: Iterable[pa.Table]) -> Iterator[Answer]:
         """As `run`, but an op that ends a worker costs the rows that it did so on its own values, and nothing else.
@@ -136,13 +143,13 @@ class LocalWorkers:
         op alone, and which not at all. One whose worker no op has ended is tried DEATHS times. VfmError where an op ends too
         many.
         """
-        lost: set[str] = set()
         while True:
             again = []
             for block, made in self.run(blocks):
-                if isinstance(made, WorkerDied) and block.num_rows and (blame := _blamed(block, made)) is not None:
-                    lost.update(row for rows in blame.lost.values() for row in rows)
-                    if len(lost) > MOST_LOST:
+                block, known = Blame.of(block)
+                if isinstance(made, WorkerDied) and block.num_rows and (blame := _blamed(known, made)) is not None:
+                    self._lost.update(row for rows in blame.lost.values() for row in rows)
+                    if len(self._lost) > MOST_LOST:
                         raise VfmError(
                             f"op {made.op} ended its worker ({made}), as on {MOST_LOST} rows before: mend it, or leave it out; "
                             f"{CAN_GO_ON}"
@@ -155,6 +162,31 @@ class LocalWorkers:
             blocks = again
 
 
+class Careful:
+    """Actor: runs each block carefully, in a worker of its own. For Ray, to which an actor that ends is no more than that.
+
+    actor, arguments, threads: see `LocalWorkers`. instead: what to give in place of a block that was given up, from it and
+    the WorkerDied or VfmError that says why.
+    """
+
+    def __init__(
+        self,
+        actor: Callable[..., Any],
+        arguments: tuple[Any, ...],
+        threads: int | None,
+        instead: Callable[[pa.Table, Exception], list[pa.Table]],
+    ) -> None:
+        self.workers, self.instead = LocalWorkers(actor, arguments, 1, threads), instead
+
+    def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
+        """What the actor makes of a block."""
+        try:
+            for one, made in self.workers.run_carefully([block]):
+                yield from self.instead(one, made) if isinstance(made, WorkerDied) else made
+        except VfmError as error:
+            yield from self.instead(block, error)
+
+
 @dataclass
 class Blame:
     """What is known of a block that cost workers: `alone`, by op, the ids of rows that it is to see one by one; `lost`, by op,
@@ -165,20 +197,19 @@ class Blame:
     lost: dict[str, dict[Any, str]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, block: pa.Table) -> Blame | None:
-        """Of a block that has come again."""
-        return cls(**json.loads(block[BLAME][0].as_py())) if BLAME in block.column_names else None
+    def of(cls, block: pa.Table) -> tuple[pa.Table, Blame | None]:
+        """A block as it came first, and what is known of it where it has come again."""
+        if BLAME not in block.column_names:
+            return block, None
+        return block.drop_columns([BLAME]), cls(**json.loads(block[BLAME][0].as_py()))
 
     def put_on(self, block: pa.Table) -> pa.Table:
-        """The block as it comes again."""
-        names = [name for name in block.column_names if name != BLAME]
-        text = pa.array([json.dumps(asdict(self))] * block.num_rows, pa.string())
-        return block.select(names).append_column(BLAME, text)
+        """A block as it came first, as it comes again."""
+        return block.append_column(BLAME, pa.array([json.dumps(asdict(self))] * block.num_rows, pa.string()))
 
 
-def _blamed(block: pa.Table, death: WorkerDied) -> Blame | None:
+def _blamed(known: Blame | None, death: WorkerDied) -> Blame | None:
     """What the next worker is to know; None where there is no use in another."""
-    known = Blame.of(block)
     blame = known or Blame()
     blame.deaths += 1
     if death.op is None or not death.rows:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -17,24 +18,13 @@ from PIL import Image
 
 from pipelines.lake import Lake, verify_lake
 from pipelines.process.local import AHEAD, LocalWorkers, WorkerDied
+from pipelines.process.recipe import Recipe, Resources
+from pipelines.process.run import process
 from pipelines.sources import ingest
+from tests.conftest import chaos_count
 
 pytestmark = pytest.mark.workers
-OP = """
-import os, signal
-import numpy as np
-import pyarrow as pa
-from vfm_ops.op import op
-from vfm_ops.media.view import View
-
-@op(adds={"level": pa.float32()}, needs=View(8))
-def level(images):
-    found = [float(image.mean()) for image in images]
-    if max(found) > 250:  # the white one
-        os.kill(os.getpid(), signal.SIGSEGV)
-    print("no result of ours")
-    return found
-"""
+LEVEL = "tests.pipelines.process.dying_ops:level"
 
 
 class Doubles:
@@ -55,9 +45,10 @@ class Doubles:
 
 
 def run(tmp_path: Path, numbers: list[int], carefully: bool = False) -> list[int | str]:
-    workers, blocks = LocalWorkers(Doubles, (str(tmp_path),)), (pa.table({"n": [n]}) for n in numbers)
-    given = workers.run_carefully(blocks) if carefully else workers.run(blocks)
-    return [str(made) if isinstance(made, WorkerDied) else made[0]["n"][0].as_py() for _, made in given]
+    blocks = (pa.table({"n": [n]}) for n in numbers)
+    with LocalWorkers(Doubles, (str(tmp_path),)) as workers:
+        given = workers.run_carefully(blocks) if carefully else workers.run(blocks)
+        return [str(made) if isinstance(made, WorkerDied) else made[0]["n"][0].as_py() for _, made in given]
 
 
 def test_blocks_come_back_in_order(tmp_path):
@@ -75,7 +66,8 @@ def test_a_block_is_tried_three_times_where_no_op_is_to_blame(tmp_path):
 
 def test_several_workers_share_the_blocks(tmp_path):
     blocks = [pa.table({"n": [n]}) for n in [1, 2, -9, 3, 4, 5]]
-    given = list(LocalWorkers(Doubles, (str(tmp_path),), 2).run(blocks))
+    with LocalWorkers(Doubles, (str(tmp_path),), 2) as workers:
+        given = list(workers.run(blocks))
     answers = [made for _, made in given if not isinstance(made, WorkerDied)]
     assert sorted(made[0]["n"][0].as_py() for made in answers) == [2, 4, 6, 8, 10]
     assert len({made[0]["pid"][0].as_py() for made in answers}) >= 2
@@ -105,7 +97,6 @@ def lake(tmp_path, monkeypatch) -> Lake:
         picture = np.full((32, 40, 3), shade, np.uint8)
         picture[:4, :4] = 0 if shade < 255 else 255
         Image.fromarray(picture).save(tmp_path / "in" / f"{i}.png")
-    (tmp_path / "dying_ops.py").write_text(OP)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(Path(__file__).parents[3])]))
     ingest([str(tmp_path / "in")], str(tmp_path / "lake"))
     return Lake.open(tmp_path / "lake")
@@ -129,19 +120,37 @@ print(summary.counts.get("quarantined", 0))
 def test_an_op_that_ends_its_worker_costs_its_own_value_of_the_row_that_it_did_so_on(lake, tmp_path, late):
     if late:
         assert script(tmp_path, lake, ["quality"]) == "0\n"
-    assert script(tmp_path, lake, ["quality", "dying_ops:level"]) == "0\n"
+    assert script(tmp_path, lake, ["quality", LEVEL]) == "0\n"
+    check_only_the_white_one_lacks(lake, "level")
+
+
+def check_only_the_white_one_lacks(lake: Lake, column: str) -> None:
     assert verify_lake(lake).violations == []
     assert lake.count("quarantine") == 0
     assert lake.count("frames", "quality IS NOT NULL") == 5
-    assert lake.count("frames", "level IS NOT NULL") == 4
-    (row,) = lake.read("frames", ["error"], "level IS NULL").to_pylist()
-    assert signal.SIGSEGV.name in row["error"]
+    assert lake.count("frames", f"{column} IS NOT NULL") == 4
+    (row,) = lake.read("frames", ["error"], f"{column} IS NULL").to_pylist()
+    assert signal.SIGKILL.name in json.loads(row["error"])[column]
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize("late", [False, True])
+def test_on_ray_it_costs_no_more(lake, ray_local, late):
+    if late >= chaos_count(1, 2):
+        pytest.skip("one of two in make test: make setup && make chaos runs both")
+    on_ray = Resources(cpus_per_actor=1)
+    if late:
+        process(lake, Recipe(ops=("quality",), resources=on_ray))
+    assert process(lake, Recipe(ops=("quality", LEVEL), resources=on_ray)).in_quarantine == 0
+    check_only_the_white_one_lacks(lake, "level")
 
 
 def test_without_any_worker_that_lives_no_item_is_to_blame(lake, tmp_path):
     lake.delete("assets", "asset_id", lake.read("assets", ["asset_id"])["asset_id"].to_pylist()[1:])
-    (tmp_path / "dying_ops.py").write_text("import os, sys\nif '-P' in sys.orig_argv: os._exit(3)\n" + OP)
-    command = [sys.executable, "-m", "jobs.process", "--lake", lake.root, "--set", "ops=[dying_ops:level]"]
+    module, name = LEVEL.split(":")
+    stillborn = f"import os, sys\nif '-P' in sys.orig_argv: os._exit(3)\nfrom {module} import {name}\n"
+    (tmp_path / "stillborn.py").write_text(stillborn)
+    command = [sys.executable, "-m", "jobs.process", "--lake", lake.root, "--set", f"ops=[stillborn:{name}]"]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"RAY_ADDRESS": ""}, check=False)
     assert done.returncode == 3
     assert "every worker died before it had done anything" in done.stderr
