@@ -15,7 +15,19 @@ import typer
 
 from vfm_ops.errors import UsageError
 
-BENCHMARKS = ("process", "peers", "cluster", "decode", "track", "detect", "curate", "copies", "pretrain", "serve")
+BENCHMARKS = (
+    "process",
+    "peers",
+    "cluster",
+    "decode",
+    "track",
+    "detect",
+    "search",
+    "curate",
+    "copies",
+    "pretrain",
+    "serve",
+)
 RESUMABLE = ("peers", "curate", "pretrain")  # long ones: rows that --out already holds are not measured again
 
 
