@@ -4,6 +4,8 @@ VENV   ?= .venv
 BIN     = $(VENV)/bin
 # In a random order; `make test TESTS="tests/jobs -p randomly --randomly-seed=7"` runs some, in the order of a printed seed.
 TESTS  ?= tests
+# Two processes, since one often waits. Each has a Ray of its own: more of them want more memory.
+SHARED  = -n 2 --no-loadscope-reorder
 
 .PHONY: setup demo test hidden chaos lint bench clean
 
@@ -24,7 +26,7 @@ demo: $(VENV)/.demo
 	$(BIN)/vfm demo
 
 test: setup
-	$(BIN)/python -m pytest $(TESTS)
+	$(BIN)/python -m pytest $(SHARED) $(TESTS)
 
 # Where tests use what is optional, as on a machine that has none of it: they pass, or skip and say what to install.
 HIDDEN ?= tests/test_readme.py tests/jobs/test_demo.py tests/jobs/serve tests/pipelines/sources tests/pipelines/reporting \
@@ -33,11 +35,11 @@ HIDDEN ?= tests/test_readme.py tests/jobs/test_demo.py tests/jobs/serve tests/pi
   tests/vfm_ops/detect/yolo_world/test_detector.py tests/vfm_ops/pretrain/losses/test_losses.py tests/vfm_ops/models
 
 hidden: setup
-	VFM_TESTS_HIDE=debian,media,weights,extras $(BIN)/python -m pytest $(HIDDEN) -m "not chaos"
+	VFM_TESTS_HIDE=debian,media,weights,extras $(BIN)/python -m pytest $(SHARED) $(HIDDEN) -m "not chaos"
 
 # Everything that `make test` tries a sample of: kills, faulty stores, paused writers, damaged media.
 chaos: setup
-	VFM_CHAOS=1 $(BIN)/python -m pytest -m chaos --timeout=2400
+	VFM_CHAOS=1 $(BIN)/python -m pytest $(SHARED) -m chaos --timeout=2400
 
 lint: setup
 	$(BIN)/ruff check .

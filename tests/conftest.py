@@ -10,6 +10,7 @@ import sys
 import uuid
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import psutil
 import pytest
@@ -30,6 +31,9 @@ GRACE_S = float(os.environ.get("VFM_TESTS_GRACE_S", "15"))  # Ray's processes ne
 # A machine that is slow, or busy, is no fault of the code.
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any machine")
+
+# Folders with a package-scoped fixture.
+SHARING = ("tests/jobs/serve", "tests/pipelines/pretraining")
 
 HIDDEN = hiding.hidden_groups()
 if HIDDEN:
@@ -188,14 +192,22 @@ def _goes_with_python(process: psutil.Process) -> bool:
 
 
 @pytest.hookimpl(trylast=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Keeps the tests of a folder together, in whatever order: what a package-scoped fixture started, such as a server with its
     models, ends with its last test, and does not take a fifth of the machine from all others.
+
+    Workers of pytest-xdist begin with what only one of them can do, so that none ends long after the others.
     """
     first: dict[Path, int] = {}
     for item in items:
         first.setdefault(item.path.parent, len(first))
-    items.sort(key=lambda item: first[item.path.parent])
+    shared_out = hasattr(config, "workerinput")
+
+    def place(item: pytest.Item) -> tuple[bool, int]:
+        folder = item.path.parent
+        return shared_out and not str(folder).endswith(SHARING), first[folder]
+
+    items.sort(key=place)
 
 
 @pytest.hookimpl(trylast=True)
@@ -211,8 +223,30 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
             process.kill()
         except psutil.Error:
             continue
+    if output := getattr(session.config, "workeroutput", None):
+        output["left"] = _left
     if _left or _unclear:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any, error: Any) -> None:
+    """What a worker of pytest-xdist, whose exit status nobody reads, has found left behind."""
+    _left.extend(getattr(node, "workeroutput", {}).get("left", ()))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Files are shared out among the workers; but a folder goes to one where its tests share what a package's fixture made."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            path = nodeid.partition("::")[0]
+            folder = path.rpartition("/")[0]
+            return folder if folder in SHARING else path
+
+    return ByFile(config, log)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

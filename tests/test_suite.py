@@ -87,3 +87,18 @@ def test_leaves():
     assert "1 passed" in done.stdout
     assert re.search(rf"processes left behind.*\n{pid}, \d+ MB: sleep 600", done.stdout)
     assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+
+def test_each_worker_of_a_shared_out_session_is_held_to_it(tmp_path):
+    (tmp_path / "test_other.py").write_text("def test_nothing():\n    pass")
+    text = '''
+import subprocess
+
+def test_leaves():
+    subprocess.Popen(["sleep", "600"])
+'''
+    plugins = {"PYTEST_PLUGINS": "xdist.plugin", "PYTEST_ADDOPTS": "-n 2", "VFM_TESTS_GRACE_S": "0.2"}
+    done = suite(tmp_path, text, **plugins)
+    assert done.returncode == 1
+    assert "2 passed" in done.stdout
+    assert re.search(r"processes left behind.*\n\d+, \d+ MB: sleep 600", done.stdout)

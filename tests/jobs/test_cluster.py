@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 
@@ -65,8 +66,9 @@ def cluster(tmp_path_factory):
             ):
                 break
         yield env, address
-    finally:
-        process.terminate()
+    finally:  # asked to end, Ray takes half a minute
+        for one in (*psutil.Process(process.pid).children(recursive=True), process):
+            one.kill()
         process.wait(60)
         shutil.rmtree(temp, ignore_errors=True)
 
