@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from jobs.cli import run
-from jobs.process import LakeOption
+from jobs.process import LakeOption, MetricsOption
 from jobs.progress import RunProgress
 from pipelines.lake import Lake
 
@@ -23,6 +23,7 @@ def command(
     dtype: Annotated[str, typer.Option(help="float16 or float32.")] = "float16",
     patch_tokens: Annotated[bool, typer.Option(help="Also a column of patch tokens.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    metrics_file: MetricsOption = None,
 ) -> int:
     """Embeds every stored frame that has no vector of this model yet. A killed run goes on where it stopped."""
     from pipelines.process.recipe import Resources
@@ -47,7 +48,7 @@ def command(
         def report(done: int, total: int) -> None:
             progress(Progress(model, "fragments", done, counts, counts), total)
 
-        filled = embed_lake(target, settings, resources, report)
+        filled = embed_lake(target, settings, resources, report, metrics_file)
     print(f"{filled} frames embedded with {model}" if filled else f"every frame already has a vector of {model}")
     return 0
 

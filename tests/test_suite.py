@@ -91,12 +91,12 @@ def test_leaves():
 
 def test_each_worker_of_a_shared_out_session_is_held_to_it(tmp_path):
     (tmp_path / "test_other.py").write_text("def test_nothing():\n    pass")
-    text = '''
+    text = """
 import subprocess
 
 def test_leaves():
     subprocess.Popen(["sleep", "600"])
-'''
+"""
     plugins = {"PYTEST_PLUGINS": "xdist.plugin", "PYTEST_ADDOPTS": "-n 2", "VFM_TESTS_GRACE_S": "0.2"}
     done = suite(tmp_path, text, **plugins)
     assert done.returncode == 1

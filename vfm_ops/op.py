@@ -109,8 +109,8 @@ class Op:
     reads columns alone. columns: those of the row that it reads, given to `run` by name. main: the setting that a bare text
     stands for. bounds: settings that only `keep` looks at. unkeyed: settings that change no value, such as a batch size.
     resources: actors of its own, which a recipe's `resources` replaces. deadline_s: set by a recipe; a batch that takes longer
-    fails. one_thread: on CPUs, several workers of one thread are faster than one of several threads. device, threads: where to
-    run, once `place` has told it.
+    fails. one_thread: on CPUs, several workers of one thread are faster than one of several threads. runtime: what
+    computes it, such as torch or openvino, where it says so. device, threads: where to run, once `place` has told it.
 
     Args:
         settings: values of `Settings`, by name.
@@ -141,6 +141,7 @@ class Op:
     resources: Resources | None = None
     deadline_s: float | None = None
     one_thread: bool = False
+    runtime: str = ""
     device: str = "auto"
     threads: int | None = None
     Settings: ClassVar[type[Settings]] = Settings

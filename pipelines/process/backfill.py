@@ -8,10 +8,12 @@ it is done: no JPEG is rewritten, and a killed run goes on with what is left.
 from __future__ import annotations
 
 import json
-from collections import deque
+import time
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,6 +30,8 @@ from pipelines.lake.sql import equals
 from pipelines.process.frames import WHY_DROPPED, picture_rows, put_column
 from pipelines.process.graph import ActorPool, ended_by_ray, fits_here, local_workers
 from pipelines.process.local import CAN_GO_ON, Blame, Careful, LocalWorkers, WorkerDied
+from pipelines.process.measure import DECODE, WRITE, Measure, StageStats, from_json, seconds_by_name, to_json
+from pipelines.process.metrics import COMMIT_SECONDS, COMMITS, PENDING_FRAGMENTS, RunMetrics, current, metrics_of_run
 from pipelines.process.ops import PlannedOp, drop_op, forget_errors_in, forget_values, plan_ops, prepare
 from pipelines.process.recipe import Recipe, Resources
 from pipelines.process.stages import OpStage, views_of
@@ -49,11 +53,12 @@ def embed_lake(
     settings: Mapping[str, Any],
     resources: Resources | None = None,
     progress: Callable[[int, int], None] | None = None,
+    metrics_file: str | Path | None = None,
 ) -> int:
     """Adds a model's column to `frames` where it is missing, and fills it. Returns how many frames got a vector.
 
-    settings: of the op embed, such as {"model": "timm:tf_efficientnet_lite0"}. Raises UsageError (a model that can't be had, a
-    busy lake, a lake without frames) before anything is written.
+    settings: of the op embed, such as {"model": "timm:tf_efficientnet_lite0"}. metrics_file: see `pipelines.process.metrics`.
+    Raises UsageError (a model that can't be had, a busy lake, a lake without frames) before anything is written.
     """
     wanted = {"ops": [{"embed": dict(settings)}], "resources": resources or Resources()}
     recipe = validate(Recipe, wanted, "embed")
@@ -61,7 +66,7 @@ def embed_lake(
     if lake.count("frames") == 0:
         raise UsageError(f"{lake.root} has no frames yet: process it first")
     run_id = new_run_id()
-    with Lease(lake, run_id):
+    with metrics_of_run(lake.root, metrics_file), Lease(lake, run_id):
         number_assets(lake)
         prepare(lake, [planned])
         lacking = assets_in(lake, "frames").without(covered(lake, [planned.key])[planned.key])
@@ -124,11 +129,12 @@ def fill_values(
     wanted: AssetSet,
     run_id: str,
     progress: Callable[[int, int], None] | None = None,
+    seconds: Counter[str] | None = None,
 ) -> int:
     """Fills the columns, or the table, of an op on frames where its values are missing. Returns how many frames got one.
 
-    wanted: assets with frames that the op has not covered. The caller holds the lease and has made the columns exist.
-    UsageError when the lake stores no pictures.
+    wanted: assets with frames that the op has not covered. seconds: of each stage, to be added to. The caller holds the lease
+    and has made the columns exist. UsageError when the lake stores no pictures.
     """
     if not len(wanted):
         return 0
@@ -138,15 +144,24 @@ def fill_values(
     if planned.count is not None:
         _forget_half_done(lake, planned, pending)
     filled, done = 0, 0
-    for row, total in run_on_fragments(lake, recipe, planned, pending, wanted):
-        if row["rows"]:  # before the column that says how many they are
-            lake.commit(planned.op.table.name, list(row["rows"]))  # type: ignore[union-attr]
-        lake.commit_columns("frames", row["written"])
+    for row, total in run_on_fragments(lake, recipe, planned, pending, wanted, seconds):
+        _commit(lake, planned, row)
         filled, done = filled + row["filled"], done + 1
         if progress:
             progress(done, total)
     cover(lake, {planned.key: planned.title}, wanted, run_id)
     return filled
+
+
+def _commit(lake: Lake, planned: PlannedOp, row: Row) -> None:
+    began, metrics = time.monotonic(), current()
+    if row["rows"]:  # before the column that says how many they are
+        name = planned.op.table.name  # type: ignore[union-attr]
+        lake.commit(name, list(row["rows"]))
+        metrics.add(COMMITS, table=name)
+    lake.commit_columns("frames", row["written"])
+    metrics.add(COMMITS, table="frames")
+    metrics.add(COMMIT_SECONDS, time.monotonic() - began)
 
 
 def _fragments_of(lake: Lake, assets: AssetSet) -> list[int]:
@@ -184,21 +199,36 @@ def _forget_half_done(lake: Lake, planned: PlannedOp, pending: str) -> None:
 
 
 def run_on_fragments(
-    lake: Lake, recipe: Recipe, planned: PlannedOp, pending: str, wanted: AssetSet
+    lake: Lake,
+    recipe: Recipe,
+    planned: PlannedOp,
+    pending: str,
+    wanted: AssetSet,
+    seconds: Counter[str] | None = None,
 ) -> Iterator[tuple[Row, int]]:
-    """What an op gives for rows of `frames` that satisfy `pending` and are of `wanted` assets: FILLED rows, and of how many."""
+    """What an op gives for rows of `frames` that satisfy `pending` and are of `wanted` assets: FILLED rows, and of how many.
+
+    seconds: see `fill_values`.
+    """
     counts = rows_by_fragment(lake.table("frames"), pending)
     fragments = [f for f in _fragments_of(lake, wanted) if f in counts]
     if not fragments:
         return
     blocks = [pa.table({"fragment": [f], "cost": [float(counts[f])]}) for f in fragments]
     fill = _fill_here if fits_here(recipe, [planned], blocks) else _fill_on_ray
-    for row in fill(lake, recipe, planned, pending, wanted, blocks):
+    metrics = current()
+    for done, row in enumerate(fill(lake, recipe, planned, pending, wanted, blocks)):
+        metrics.set(PENDING_FRAGMENTS, len(fragments) - done, op=planned.title)
         if row["error"]:
             error = UnitError(**json.loads(row["error"]))
             kind = UsageError if error.exit_code == UsageError.exit_code else VfmError
             raise kind(error.message if error.exit_code else f"{planned.says}: {error.kind}: {error.message}")
+        metrics.add_worker(stages := from_json(row["stats"]))
+        if seconds is not None:
+            seconds.update(seconds_by_name(stages))
+        metrics.publish()
         yield row, len(fragments)
+    metrics.set(PENDING_FRAGMENTS, 0, op=planned.title)
 
 
 def _fill_here(
@@ -257,10 +287,11 @@ FILLED = pa.schema(
         ("rows", pa.list_(pa.string())),  # fragments of the op's table
         ("drops", pa.list_(pa.list_(pa.string()))),  # (frame id, reason) of what a filter without columns drops
         ("filled", pa.int64()),
+        ("stats", pa.string()),  # of its stages, see `measure`
         ("error", pa.string()),
     ]
 )
-NOTHING: Row = {"written": "", "rows": [], "drops": [], "filled": 0, "error": None}
+NOTHING: Row = {"written": "", "rows": [], "drops": [], "filled": 0, "stats": "[]", "error": None}
 
 
 class FillFragment:
@@ -272,12 +303,15 @@ class FillFragment:
         self.lake, self.pending, self.wanted = lake, pending, wanted
         self.failure: Exception | None = None
         self.sandbox: Sandbox | None = None
+        self.metrics = RunMetrics(lake.root)
         try:
             # With the columns that are filled here.
             planned = plan_ops(recipe, lake.schema("frames"), threads)
             self.planned = next(one for one in planned if one.title == title)
             self.views = views_of([self.planned])
             self.stage = OpStage(self.planned)
+            decode = [StageStats(DECODE, DECODE, "cpu")]
+            self.measured = [*decode, StageStats.of(self.planned), StageStats(WRITE, WRITE, "cpu")]
         except Exception as e:  # raised here, it would be one more dead actor to Ray, which tells nobody why
             self.failure = e
             return
@@ -300,19 +334,25 @@ class FillFragment:
             if self.failure:
                 raise self.failure
             self.stage.blame = blame
-            row = self._fill(fragment)
+            measure = Measure(self.measured, self.metrics)
+            row = self._fill(fragment, measure)
+            measure.tell(last=True)
         except Exception as e:
             return _unfilled(fragment, e)
-        return pa.Table.from_pylist([{**NOTHING, "fragment": fragment, **row}], FILLED)
+        stats = to_json(measure.stages())
+        return pa.Table.from_pylist([{**NOTHING, "fragment": fragment, "stats": stats, **row}], FILLED)
 
-    def _fill(self, fragment: int) -> Row:
+    def _fill(self, fragment: int, measure: Measure) -> Row:
         rowids: deque[list[int]] = deque()
         faults: dict[int, dict[str, str]] = {}
         told: dict[int, str | None] = {}
         fields = self.planned.fields
         schema = pa.schema([("_rowid", pa.uint64()), *fields, ERROR])
         filled, found, drops = [], [], []
-        for rows in self.stage.stream(self._stored(fragment, rowids, faults, told)):
+        title = self.planned.title
+        stored = measure.timed(DECODE, self._stored(fragment, rowids, faults, told))
+        for rows in measure.timed(title, self.stage.stream(stored, measure[title])):
+            measure.tell()
             ids = rowids.popleft()
             for row_id, error in zip(ids, rows["error"].to_pylist()):
                 if error:

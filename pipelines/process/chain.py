@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import os
 import socket
-import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import psutil
@@ -17,6 +17,8 @@ import pyarrow.compute as pc
 from pipelines.lake import Lake, Work
 from pipelines.process.decode import DecodeAssets, known_assets
 from pipelines.process.local import Blame, note
+from pipelines.process.measure import DECODE, WRITE, Measure, StageStats, put_stats, take_stats
+from pipelines.process.metrics import WORKER_DEATHS, RunMetrics, restarted
 from pipelines.process.ops import plan_ops
 from pipelines.process.recipe import Recipe
 from pipelines.process.stages import OpStage, views_of
@@ -26,8 +28,6 @@ from pipelines.process.videos import RunOnVideos
 from pipelines.process.write import INTERRUPTED, UnitError, WriteRows, error_row
 from vfm_ops.errors import VfmError
 from vfm_ops.scheduling import use_batch_scheduling
-
-DECODE, WRITE = "decode", "write"
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,9 @@ class Chain:
         self.actor = f"{socket.gethostname()}:{os.getpid()}"
         self.source: DecodeAssets | RunOnVideos | None = None
         self.failure: Exception | None = None
+        self.metrics = RunMetrics(lake.root)
+        self.deaths = int(restarted())  # of the worker whose place this one took, until somebody was told
+        self.metrics.add(WORKER_DEATHS, self.deaths)
         try:
             self._build(recipe, threads)
         except Exception as e:
@@ -75,11 +78,16 @@ class Chain:
         planned = plan_ops(recipe, lake.schema("frames"), threads)
         frame_ops = [one for one in planned if not one.op.on_videos]
         if self.work.op is not None:
-            self.source = RunOnVideos(next(one for one in planned if one.title == self.work.op), recipe, lake)
+            on_videos = next(one for one in planned if one.title == self.work.op)
+            self.source = RunOnVideos(on_videos, recipe, lake)
             self.stages: list[OpStage] = []
+            self.measured = [StageStats.of(on_videos)]
         else:
             self.source = DecodeAssets(recipe, views_of(frame_ops), threads) if part.decode else None
             self.stages = [OpStage(one) for one in frame_ops if part.ops is None or one.title in part.ops]
+            self.measured = [StageStats(DECODE, DECODE, "cpu")] if self.source else []
+        self.measured += [StageStats.of(stage.planned) for stage in self.stages]
+        self.measured += [StageStats(WRITE, WRITE, "cpu")] if part.write else []
         self.write = WriteRows(lake, [] if self.work.op is not None else frame_ops) if part.write else None
         self.doubt = Doubt(lake)
 
@@ -95,47 +103,55 @@ class Chain:
         try:
             if self.failure:
                 raise _of_the_run(self.failure, "start")
-            yield from self._run(block, assets)
+            with self.metrics.unit_in_flight() if self.part.decode else nullcontext():
+                yield from self._run(block, assets)
         except Exception as e:
             yield error_row(UnitError.of(e, assets))
 
     def _run(self, block: pa.Table, assets: list[str]) -> Iterator[pa.Table]:
-        started = time.monotonic()
-        first = self.work.op or DECODE
-        waits = dict.fromkeys((first, *(stage.planned.op.name for stage in self.stages), WRITE), 0.0)
+        measure = Measure(self.measured, self.metrics)
         block, blame = Blame.of(block)
         stream: Iterable[pa.Table] = [block]
         for stage in self.stages:
             stage.blame = blame
+        before: list[StageStats] = []  # what workers before this one did
         if self.source:
             try:
                 unit = read_unit(self.lake, self.version, block)
             except Exception as e:  # before its assets are known, none of them is to blame
                 raise _of_the_run(e, "read its assets") from e
             assets += unit["asset_id"].to_pylist()
-            stream = _timed(waits, first, self._from_source(unit, assets))
+            first = self.work.op or DECODE
+            stream = measure.timed(first, self._from_source(unit, assets, measure[first]))
         else:
             assets += pc.unique(block["asset_id"]).to_pylist()
+            stream = take_stats(stream, before) if self.write else stream
         for stage in self.stages:
-            stream = _timed(waits, stage.planned.op.name, stage.stream(stream))
-        stream = map(self._doubted, stream)
+            title = stage.planned.title
+            stream = measure.timed(title, stage.stream(stream, measure[title]))
+        stream = _told(map(self._doubted, stream), measure)
         if not self.write:
-            yield from stream
+            yield from _sent_on(stream, measure)
             return
-        for result in self.write.stream(stream):
+        for result in self.write.stream(_counted(stream, measure[WRITE])):
+            measure.tell(last=True)
             stats = {
-                "seconds": _exclusive(waits, time.monotonic() - started),
+                "stages": [asdict(stage) for stage in (*before, *measure.stages())],
                 "actor": self.actor,
                 "cpu": _cpu_seconds(),
+                "deaths": self.deaths,
             }
+            self.deaths = 0
             yield result.set_column(result.schema.get_field_index("stats"), "stats", pa.array([json.dumps(stats)]))
 
-    def _from_source(self, unit: pa.Table, assets: list[str]) -> Iterator[pa.Table]:
-        if isinstance(self.source, DecodeAssets):
-            known = known_assets(self.lake, self.recipe, assets) if self.work.replaces and assets else {}
-            return self.source(unit, known)
+    def _from_source(self, unit: pa.Table, assets: list[str], stats: StageStats) -> Iterator[pa.Table]:
+        if isinstance(self.source, RunOnVideos):
+            yield from self.source(unit, stats)
+            return
         assert self.source is not None
-        return self.source(unit)
+        known = known_assets(self.lake, self.recipe, assets) if self.work.replaces and assets else {}
+        stats.assets, stats.bytes = unit.num_rows, pc.sum(unit["size"]).as_py() or 0
+        yield from _counted(self.source(unit, known), stats)
 
     def _doubted(self, rows: pa.Table) -> pa.Table:
         """Working rows in which an asset that its store failed on is marked as such, not as a bad item."""
@@ -169,27 +185,30 @@ def _of_the_run(error: Exception, what: str) -> Exception:
     )
 
 
-def _timed(waits: dict[str, float], name: str, tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
-    """Adds up how long the next op waits for this one."""
-    iterator = iter(tables)
-    while True:
-        note(None)
-        t = time.monotonic()
-        rows = next(iterator, None)
-        waits[name] += time.monotonic() - t
-        if rows is None:
-            return
+def _counted(tables: Iterable[pa.Table], stats: StageStats) -> Iterator[pa.Table]:
+    """Working tables as they are, and their frames counted."""
+    for rows in tables:
+        stats.rows += rows["outcome"].null_count
         yield rows
 
 
-def _exclusive(waits: dict[str, float], total: float) -> dict[str, float]:
-    """Waits nest (embed waits for decode, the last op is the rest of the total); what is left to each is its own."""
-    own, inner = {}, 0.0
-    *names, last = waits
-    for name in names:
-        own[name] = max(0.0, waits[name] - inner)
-        inner = max(inner, waits[name])
-    return {**own, last: max(0.0, total - inner)}
+def _told(tables: Iterable[pa.Table], measure: Measure) -> Iterator[pa.Table]:
+    """Working tables as they are; meanwhile, metrics hear of what is measured."""
+    for rows in tables:
+        measure.tell()
+        yield rows
+
+
+def _sent_on(tables: Iterable[pa.Table], measure: Measure) -> Iterator[pa.Table]:
+    """Working tables for another worker; the last brings what was measured here."""
+    held: pa.Table | None = None
+    for rows in tables:
+        if held is not None:
+            yield held
+        held = rows
+    measure.tell(last=True)
+    if held is not None:
+        yield put_stats(held, measure.stages()) if held.num_rows else held
 
 
 def _cpu_seconds() -> float:

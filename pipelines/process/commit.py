@@ -16,6 +16,15 @@ from pipelines.lake import CHILD_TABLES, SCHEMAS, Lake, forget_replaced
 from pipelines.lake.coverage import AssetSet, cover, uncover
 from pipelines.lake.journal import clear_journals
 from pipelines.lake.sql import one_of
+from pipelines.process.measure import DECODE, StageStats, seconds_by_name
+from pipelines.process.metrics import (
+    COMMIT_SECONDS,
+    COMMITS,
+    COMMITTED_ASSETS,
+    COMMITTED_ROWS,
+    QUARANTINED,
+    current,
+)
 
 COMMIT_EVERY_S = 3.0
 # What is not said yet to be covered is looked at once more after a kill, and found to have its values.
@@ -84,7 +93,9 @@ class Committer:
             self._dropped.setdefault(asset_id, Counter()).update(reasons)
         self.counts["failed"] += result["failed"]
         stats = json.loads(result["stats"])
-        self.seconds.update(stats["seconds"])
+        stages = [StageStats(**stage) for stage in stats["stages"]]
+        current().add_worker(stages, stats["deaths"])
+        self.seconds.update(seconds_by_name(stages))
         self._cpu.setdefault(stats["actor"], []).append(stats["cpu"])
         self._last_result_at = time.monotonic()
         if self._first_result_at is None:
@@ -131,12 +142,16 @@ class Committer:
         """Commits children first, then what became of their assets, then drops what they replace. last: of this stretch of
         work, so that all is said of it.
         """
+        began, metrics = time.monotonic(), current()
         complete = [o for o in self._outcomes.values() if self._came(o["asset_id"]) >= o["frames"]]
         for table in sorted(self._fragments, key=_commit_order):
             self.lake.commit(table, self._fragments.pop(table))
+            metrics.add(COMMITS, table=table)
         if complete:
             self._settle(complete)
         self._committed_at = time.monotonic()
+        metrics.add(COMMIT_SECONDS, self._committed_at - began)
+        metrics.publish()
         if self._uncovered and (last or self._committed_at - self._covered_at >= COVER_EVERY_S):
             cover(self.lake, self.covers, AssetSet(self._uncovered), self.run_id)
             self._uncovered, self._covered_at = [], self._committed_at
@@ -147,7 +162,7 @@ class Committer:
         return sum(self._rows[table][asset_id] for table in ("frames", "dropped") if table in self._rows)
 
     def _settle(self, complete: list[dict[str, Any]]) -> None:
-        now = datetime.now(UTC)
+        now, metrics = datetime.now(UTC), current()
         for o in complete:
             o["dropped"] = dict(Counter(o["dropped"]) + self._dropped.pop(o["asset_id"], Counter()))
         good = [o for o in complete if o["stage"] is None]
@@ -164,6 +179,7 @@ class Committer:
             if rows:
                 settled = pa.Table.from_pylist(rows, SCHEMAS[table])
                 self.lake.append(table, settled)
+                metrics.add(COMMITS, table=table)
                 if self.replacing:
                     forget_replaced(self.lake, settled, op, self.table)
         # Of assets that had frames before, an op may lack the values of those: what is missing is looked for.
@@ -173,14 +189,24 @@ class Committer:
         self.settled += len(complete)
         self.counts["assets" if op is None else "videos"] += len(complete)
         self.counts["quarantined"] += len(bad)
+        metrics.add(COMMITTED_ASSETS, len(good), op=op or DECODE)
+        for (stage, kind), count in Counter((o["stage"], o["error_type"]) for o in bad).items():
+            metrics.add(QUARANTINED, count, stage=stage, kind=kind)
+        for table, count in self._rows_of(complete).items():
+            self.counts[table] += count
+            metrics.add(COMMITTED_ROWS, count, table=table)
+        for o in complete:
+            del self._outcomes[o["asset_id"]]
+
+    def _rows_of(self, complete: list[dict[str, Any]]) -> Counter[str]:
+        """How many rows came of settled assets, by table; they are not held any longer."""
+        came: Counter[str] = Counter()
         for o in complete:
             for table, counted in self._rows.items():
-                if table != "dropped":
-                    self.counts[table] += counted.pop(o["asset_id"], 0)
-            if "dropped" in self._rows:
-                self._rows["dropped"].pop(o["asset_id"], None)
-            self.counts["dropped"] += sum(o["dropped"].values())
-            del self._outcomes[o["asset_id"]]
+                rows = counted.pop(o["asset_id"], 0)
+                came[table] += rows if table != "dropped" else 0
+            came["dropped"] += sum(o["dropped"].values())
+        return came
 
     def _ledger_row(self, o: dict[str, Any]) -> dict[str, Any]:
         row = {

@@ -8,6 +8,7 @@ drops it any more. Added first, taken away second: a kill in between leaves a fr
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
@@ -74,22 +75,31 @@ def reconsider(lake: Lake, planned: list[PlannedOp], run_id: str) -> int:
     return back
 
 
-def apply_filter(lake: Lake, recipe: Recipe, planned: PlannedOp, wanted: AssetSet, run_id: str) -> int:
+def apply_filter(
+    lake: Lake,
+    recipe: Recipe,
+    planned: PlannedOp,
+    wanted: AssetSet,
+    run_id: str,
+    seconds: Counter[str] | None = None,
+) -> int:
     """Drops frames that a filter has not judged yet, where it does. Returns how many.
 
-    wanted: assets with frames that the filter has not covered.
+    wanted: assets with frames that the filter has not covered. seconds: of each stage, to be added to.
     """
     if not len(wanted):
         return 0
     gone = 0
-    for drops in _drops(lake, recipe, planned, wanted):
+    for drops in _drops(lake, recipe, planned, wanted, seconds):
         _move(lake, "frames", "dropped", list(drops), drops, (planned.title, planned.keep_key))
         gone += len(drops)
     cover(lake, {planned.keep_key: planned.title}, wanted, run_id)
     return gone
 
 
-def _drops(lake: Lake, recipe: Recipe, planned: PlannedOp, wanted: AssetSet) -> Iterator[dict[str, str]]:
+def _drops(
+    lake: Lake, recipe: Recipe, planned: PlannedOp, wanted: AssetSet, seconds: Counter[str] | None
+) -> Iterator[dict[str, str]]:
     """Frames to drop, with the reason, part by part. A picture that the filter fails on stays."""
     if planned.judges_columns:
         for ids, reasons, numbers in _judged(lake, "frames", planned, None):
@@ -97,7 +107,7 @@ def _drops(lake: Lake, recipe: Recipe, planned: PlannedOp, wanted: AssetSet) -> 
             yield {i: reason for i, reason, n in zip(ids, reasons, new) if reason is not None and n}
         return
     pending = "frame_id IS NOT NULL" if planned.op.needs is None else "jpeg IS NOT NULL"
-    for row, _ in run_on_fragments(lake, recipe, planned, pending, wanted):
+    for row, _ in run_on_fragments(lake, recipe, planned, pending, wanted, seconds):
         yield dict(row["drops"])
 
 

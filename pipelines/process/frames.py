@@ -2,7 +2,7 @@
 
 A frame row holds the columns of `frames`, a `view:NAME` column of pixels for each op that still has to see it, `error` where an
 op failed on it, and why and by which op it was dropped. After an asset's frames comes its closing row: `outcome`, JSON, null on
-frame rows.
+frame rows. `stats`, where rows go on to another worker, says on one of them what the stages before it did (`measure`).
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from pipelines.lake import SCHEMAS, make_frame_id, make_run_key, with_nulls
 from vfm_ops.media.frame import Frame
 from vfm_ops.media.view import View
 
-WHY_DROPPED, DROPPED_BY = "why_dropped", "dropped_by"
-NOTES = [pa.field(name, pa.string()) for name in (WHY_DROPPED, DROPPED_BY, "outcome")]
+WHY_DROPPED, DROPPED_BY, STATS = "why_dropped", "dropped_by", "stats"
+NOTES = [pa.field(name, pa.string()) for name in (WHY_DROPPED, DROPPED_BY, "outcome", STATS)]
 
 
 @dataclass

@@ -26,6 +26,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from pipelines.process.metrics import IN_FLIGHT, WORKER_DEATHS, current
 from vfm_ops.errors import VfmError
 from vfm_ops.processes import how_it_ended, python_path
 
@@ -129,6 +130,7 @@ class LocalWorkers:
         while True:
             for lane in self._lanes:
                 lane.fill(coming)
+            current().set(IN_FLIGHT, sum(len(lane.had) for lane in self._lanes))
             busy = {id(lane.worker): lane for lane in self._lanes if lane.worker and lane.had}
             if not busy:
                 return
@@ -265,6 +267,7 @@ class _Lane:
         try:
             return self.worker.receive()
         except WorkerDied as death:
+            current().add(WORKER_DEATHS)
             self.close()
             return death
 

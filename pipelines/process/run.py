@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -24,11 +25,12 @@ from pipelines.lake.coverage import FOLD_SURPLUS, assets_in, covered, fold_cover
 from pipelines.lake.schema import facts_of
 from pipelines.lake.sql import equals, literal
 from pipelines.process.backfill import fill_values
-from pipelines.process.chain import DECODE, WRITE
 from pipelines.process.commit import Committer, Progress
 from pipelines.process.failures import Failures, give_up
 from pipelines.process.filters import apply_filter, apply_sampling, reconsider, settle_moves
 from pipelines.process.graph import fits_here, run_here, run_on_ray
+from pipelines.process.measure import DECODE, WRITE
+from pipelines.process.metrics import INTERRUPTED, PENDING, current, metrics_of_run
 from pipelines.process.migrate import migrate
 from pipelines.process.ops import PlannedOp, coverage_keys, plan_ops, prepare
 from pipelines.process.plan import assets_left, second_units, segments
@@ -77,15 +79,28 @@ def _so_far(committer: Committer | Progress, total: int) -> State:
 
 
 @shows_progress("process", _so_far)
-def process(lake: Lake, recipe: Recipe, *, retry: bool = False, progress: Report | bool | None = None) -> RunSummary:
+def process(
+    lake: Lake,
+    recipe: Recipe,
+    *,
+    retry: bool = False,
+    progress: Report | bool | None = None,
+    metrics_file: str | Path | None = None,
+) -> RunSummary:
     """Settles every pending asset of a lake under a recipe (with `retry`, the quarantined ones instead), and computes what any
     of its ops lacks.
 
-    progress: see `pipelines.progress`; a callback gets the committer and the number of assets.
+    progress: see `pipelines.progress`; a callback gets the committer and the number of assets. metrics_file: see
+    `pipelines.process.metrics`.
 
     Raises UsageError (wrong op or model, busy lake, full disk) before anything is written; VfmError where the run itself
     failed, or a store did: what was committed stays, the rest stays pending.
     """
+    with metrics_of_run(lake.root, metrics_file):
+        return _process(lake, recipe, retry, callback(progress))
+
+
+def _process(lake: Lake, recipe: Recipe, retry: bool, progress: Report | None) -> RunSummary:
     started, run_id = time.time(), new_run_id()
     planned = plan_ops(recipe, lake.schema("frames"))
     lake.check_space()
@@ -98,7 +113,7 @@ def process(lake: Lake, recipe: Recipe, *, retry: bool = False, progress: Report
             settle_moves(lake)
             lease.whole = True
         prepare(lake, planned)
-        run = _Run(lake, recipe, planned, run_id, retry, callback(progress))
+        run = _Run(lake, recipe, planned, run_id, retry, progress)
         summary = run.all(unsettled)
         fold_coverage(lake, run_id, FOLD_SURPLUS)
         summary.seconds = time.time() - started
@@ -150,10 +165,14 @@ class _Run:
             if one.fields:
                 report = self._filling(one.title, committer)
                 wanted = lacking[one.key]
-                committer.counts["backfilled"] += fill_values(self.lake, self.recipe, one, wanted, self.run_id, report)
+                committer.counts["backfilled"] += fill_values(
+                    self.lake, self.recipe, one, wanted, self.run_id, report, committer.seconds
+                )
             if one.keep_key:
                 wanted = lacking[one.keep_key]
-                committer.counts["dropped"] += apply_filter(self.lake, self.recipe, one, wanted, self.run_id)
+                committer.counts["dropped"] += apply_filter(
+                    self.lake, self.recipe, one, wanted, self.run_id, committer.seconds
+                )
         summary = _summarise(self.run_id, committer)
         for one, work in self.on_videos:
             table = one.op.table
@@ -204,6 +223,7 @@ class _Run:
         self, results: Generator[pa.Table, None, None], committer: Committer, failures: Failures, total: int
     ) -> None:
         """Commits what units give. total: assets to be told of."""
+        current().set(PENDING, total - committer.settled, op=committer.op or DECODE)
         with closing(results) as coming:
             for rows in coming:
                 for result in rows.to_pylist():
@@ -214,9 +234,13 @@ class _Run:
                         raise
                     if result["error"] is None:
                         committer.add(result)
-                if self.progress:
-                    self.progress(committer, total)
+                    current().add(INTERRUPTED, len(result["interrupted"]))
+                self._report(committer, total)
         committer.flush(last=True)
+        self._report(committer, total)
+
+    def _report(self, committer: Committer, total: int) -> None:
+        current().set(PENDING, total - committer.settled, op=committer.op or DECODE)
         if self.progress:
             self.progress(committer, total)
 

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 
 from pipelines.process.frames import DROPPED_BY, WHY_DROPPED, drop_views, is_frame, put_column, view_pixels
 from pipelines.process.local import Blame, note
+from pipelines.process.measure import StageStats
 from pipelines.process.ops import PlannedOp
 from vfm_ops.media.view import View
 from vfm_ops.op import Pictures, Result, joined
@@ -43,12 +44,12 @@ class OpStage:
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         """One table."""
-        return next(iter(self.stream([rows])))
+        return next(iter(self.stream([rows], StageStats.of(self.planned))))
 
-    def stream(self, tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
-        """Tables in, tables out, in order; several batches may be under way at once."""
+    def stream(self, tables: Iterable[pa.Table], stats: StageStats) -> Iterator[pa.Table]:
+        """Tables in, tables out, in order; several batches may be under way at once. stats: where they are counted."""
         if self.blame is not None:
-            yield from map(self._carefully, tables)
+            yield from (self._carefully(rows, stats) for rows in tables)
             return
         waiting: deque[tuple[pa.Table, np.ndarray]] = deque()
 
@@ -60,13 +61,14 @@ class OpStage:
                     yield self._inputs(rows if chosen.all() else rows.filter(pa.array(chosen)))
 
         for result in self.op.apply_batches(batches()):
+            stats.count(result)
             while not waiting[0][1].any():
                 yield self._add(*waiting.popleft(), None)
             yield self._add(*waiting.popleft(), result)
         while waiting:
             yield self._add(*waiting.popleft(), None)
 
-    def _carefully(self, rows: pa.Table) -> pa.Table:
+    def _carefully(self, rows: pa.Table, stats: StageStats) -> pa.Table:
         """One table, in which rows are seen alone that may have ended a worker, and those that did have that for an error."""
         assert self.blame
         chosen, title = _chosen(rows), self.planned.title
@@ -79,6 +81,7 @@ class OpStage:
                 results.append(self.op.without_values([lost[row_id]]))
             else:
                 results.append(next(iter(self.op.apply_batches([self._inputs(rows.take(list(group)))]))))
+            stats.count(results[-1])
         return self._add(rows, chosen, joined(results, self.op.adds) if results else None)
 
     def _inputs(self, rows: pa.Table) -> Batch:

@@ -20,6 +20,7 @@ from pipelines.lake.journal import Journal
 from pipelines.lake.schema import table_schema
 from pipelines.lake.sql import equals
 from pipelines.process.frames import Outcome, closing_rows, stored_size
+from pipelines.process.measure import StageStats
 from pipelines.process.ops import PlannedOp
 from pipelines.process.recipe import Recipe
 from pipelines.sources import RowReader, media_source
@@ -43,12 +44,14 @@ class RunOnVideos:
         self.schema = table_schema(planned.op.table, "video")
         self.sandbox = Sandbox(video_decoding(recipe), 1)
 
-    def __call__(self, assets: pa.Table) -> Iterator[pa.Table]:
-        """One video after another: an op on videos has a state, and a model that is busy anyway."""
+    def __call__(self, assets: pa.Table, stats: StageStats) -> Iterator[pa.Table]:
+        """One video after another: an op on videos has a state, and a model that is busy anyway. stats: where its frames are
+        counted.
+        """
         for asset in assets.to_pylist():
             outcome = Outcome.of(asset, self.planned.key, self.planned.title)
             try:
-                self._run(outcome)
+                self._run(outcome, stats)
             except MediaError as e:
                 outcome.fail(self.planned.title, e.kind, str(e))
             except VfmError:  # the run's error, such as a store's, or an op's that broke its contract
@@ -57,7 +60,7 @@ class RunOnVideos:
                 outcome.fail(self.planned.title, type(e).__name__, str(e), traceback.format_exc())
             yield closing_rows([outcome], {})
 
-    def _run(self, outcome: Outcome) -> None:
+    def _run(self, outcome: Outcome, stats: StageStats) -> None:
         journal = Journal(self.lake, outcome.asset_id, outcome.run_key, outcome.etag, self.table)
         outcome.journal = journal.name
         source = media_source(outcome.source, RowReader())
@@ -73,6 +76,7 @@ class RunOnVideos:
         while chunk := list(self._frames(islice(frames, self.op.chunk_frames), cuts)):
             with deadline(self.op.deadline_s, f"op {self.op.name}"):
                 state, rows = self.op.chunk(video, state, chunk)
+            stats.rows += len(chunk)
             done = self._written(done, rows, outcome) | {"next_frame": chunk[-1].index + 1}
             if done["next_frame"] < probe.frame_count and (data := self.op.dumps(state)) is not None:
                 journal.save(done, data)

@@ -68,9 +68,14 @@ class Embed(op.Op):
         return vector | ({"patches": pa.list_(pa.list_(self._number, size))} if size else {})
 
     @property
+    def runtime(self) -> str:  # type: ignore[override]
+        """That of the model."""
+        return str(self.description.runtime)
+
+    @property
     def one_thread(self) -> bool:  # type: ignore[override]
         """What torch spreads a small batch over is too little for a second thread; OpenVINO has streams."""
-        return str(self.description.runtime) == "torch"
+        return self.runtime == "torch"
 
     def fields(self, known: Iterable[pa.Field] = ()) -> list[pa.Field]:
         """Named by the model; with what is needed to embed a query the same way as metadata."""
