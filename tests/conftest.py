@@ -127,7 +127,11 @@ def ray_local():
     """One Ray for the whole session: four logical CPUs, so that Data and its consumers never starve each other."""
     import ray
 
+    from pipelines.cluster import UNWATCHED
+
     ray.shutdown()  # one that a command of an earlier test started for itself, with other CPUs
+    for name in UNWATCHED:  # which it has set; this one exports metrics, as a cluster does
+        os.environ.pop(name, None)
     # `local`: without it, Ray joins a cluster that runs on this machine for somebody else.
     ray.init("local", num_cpus=4, object_store_memory=300 * 2**20, include_dashboard=False, log_to_driver=False)
     yield

@@ -1,4 +1,4 @@
-"""What Prometheus scrapes: requests by route and status, their times, items embedded, sessions."""
+"""What Prometheus scrapes of a server: requests by route and status, their times, items through models."""
 
 from __future__ import annotations
 

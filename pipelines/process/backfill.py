@@ -30,8 +30,26 @@ from pipelines.lake.sql import equals
 from pipelines.process.frames import WHY_DROPPED, picture_rows, put_column
 from pipelines.process.graph import ActorPool, ended_by_ray, fits_here, local_workers
 from pipelines.process.local import CAN_GO_ON, Blame, Careful, LocalWorkers, WorkerDied
-from pipelines.process.measure import DECODE, WRITE, Measure, StageStats, from_json, seconds_by_name, to_json
-from pipelines.process.metrics import COMMIT_SECONDS, COMMITS, PENDING_FRAGMENTS, RunMetrics, current, metrics_of_run
+from pipelines.process.measure import (
+    DECODE,
+    WRITE,
+    Measure,
+    StageStats,
+    add_stages,
+    from_json,
+    seconds_by_name,
+    to_json,
+)
+from pipelines.process.metrics import (
+    COMMIT_SECONDS,
+    COMMITS,
+    PENDING_FRAGMENTS,
+    WORKER_DEATHS,
+    RunMetrics,
+    current,
+    metrics_of_run,
+    restarted,
+)
 from pipelines.process.ops import PlannedOp, drop_op, forget_errors_in, forget_values, plan_ops, prepare
 from pipelines.process.recipe import Recipe, Resources
 from pipelines.process.stages import OpStage, views_of
@@ -223,7 +241,8 @@ def run_on_fragments(
             error = UnitError(**json.loads(row["error"]))
             kind = UsageError if error.exit_code == UsageError.exit_code else VfmError
             raise kind(error.message if error.exit_code else f"{planned.says}: {error.kind}: {error.message}")
-        metrics.add_worker(stages := from_json(row["stats"]))
+        add_stages(metrics.add_to_file, stages := from_json(row["stats"]))
+        metrics.add_to_file(WORKER_DEATHS, row["deaths"])
         if seconds is not None:
             seconds.update(seconds_by_name(stages))
         metrics.publish()
@@ -288,10 +307,11 @@ FILLED = pa.schema(
         ("drops", pa.list_(pa.list_(pa.string()))),  # (frame id, reason) of what a filter without columns drops
         ("filled", pa.int64()),
         ("stats", pa.string()),  # of its stages, see `measure`
+        ("deaths", pa.int64()),  # of workers before this one
         ("error", pa.string()),
     ]
 )
-NOTHING: Row = {"written": "", "rows": [], "drops": [], "filled": 0, "stats": "[]", "error": None}
+NOTHING: Row = {"written": "", "rows": [], "drops": [], "filled": 0, "stats": "[]", "deaths": 0, "error": None}
 
 
 class FillFragment:
@@ -304,6 +324,8 @@ class FillFragment:
         self.failure: Exception | None = None
         self.sandbox: Sandbox | None = None
         self.metrics = RunMetrics(lake.root)
+        self.deaths = int(restarted())  # as a Chain has them
+        self.metrics.add(WORKER_DEATHS, self.deaths)
         try:
             # With the columns that are filled here.
             planned = plan_ops(recipe, lake.schema("frames"), threads)
@@ -335,12 +357,14 @@ class FillFragment:
                 raise self.failure
             self.stage.blame = blame
             measure = Measure(self.measured, self.metrics)
-            row = self._fill(fragment, measure)
+            with self.metrics.unit_in_flight():
+                row = self._fill(fragment, measure)
             measure.tell(last=True)
         except Exception as e:
             return _unfilled(fragment, e)
-        stats = to_json(measure.stages())
-        return pa.Table.from_pylist([{**NOTHING, "fragment": fragment, "stats": stats, **row}], FILLED)
+        told = {"fragment": fragment, "stats": to_json(measure.stages()), "deaths": self.deaths}
+        self.deaths = 0
+        return pa.Table.from_pylist([{**NOTHING, **told, **row}], FILLED)
 
     def _fill(self, fragment: int, measure: Measure) -> Row:
         rowids: deque[list[int]] = deque()
@@ -353,6 +377,7 @@ class FillFragment:
         stored = measure.timed(DECODE, self._stored(fragment, rowids, faults, told))
         for rows in measure.timed(title, self.stage.stream(stored, measure[title])):
             measure.tell()
+            measure[DECODE].rows += rows.num_rows if self.views else 0
             ids = rowids.popleft()
             for row_id, error in zip(ids, rows["error"].to_pylist()):
                 if error:
@@ -370,6 +395,7 @@ class FillFragment:
             filled.append(_filled(schema, lost, {}, faults, told))
         columns = pa.concat_tables(filled) if filled else schema.empty_table()
         values = columns.num_rows - columns[fields[0].name].null_count
+        measure[WRITE].rows += columns.num_rows
         if not any(faults.values()):
             columns = columns.drop_columns(ERROR.name)
         table = self.planned.op.table

@@ -16,13 +16,14 @@ from pipelines.lake import CHILD_TABLES, SCHEMAS, Lake, forget_replaced
 from pipelines.lake.coverage import AssetSet, cover, uncover
 from pipelines.lake.journal import clear_journals
 from pipelines.lake.sql import one_of
-from pipelines.process.measure import DECODE, StageStats, seconds_by_name
+from pipelines.process.measure import DECODE, StageStats, add_stages, seconds_by_name
 from pipelines.process.metrics import (
     COMMIT_SECONDS,
     COMMITS,
     COMMITTED_ASSETS,
     COMMITTED_ROWS,
     QUARANTINED,
+    WORKER_DEATHS,
     current,
 )
 
@@ -94,7 +95,8 @@ class Committer:
         self.counts["failed"] += result["failed"]
         stats = json.loads(result["stats"])
         stages = [StageStats(**stage) for stage in stats["stages"]]
-        current().add_worker(stages, stats["deaths"])
+        add_stages(current().add_to_file, stages)
+        current().add_to_file(WORKER_DEATHS, stats["deaths"])
         self.seconds.update(seconds_by_name(stages))
         self._cpu.setdefault(stats["actor"], []).append(stats["cpu"])
         self._last_result_at = time.monotonic()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,15 @@ import pyarrow as pa
 
 from pipelines.process.frames import STATS
 from pipelines.process.local import note
-from pipelines.process.metrics import RunMetrics
+from pipelines.process.metrics import (
+    DECODED_ASSETS,
+    DECODED_BYTES,
+    OP_DROPPED,
+    OP_FAILED,
+    OP_ROWS,
+    OP_SECONDS,
+    RunMetrics,
+)
 from vfm_ops.models.device import resolve_device
 
 if TYPE_CHECKING:
@@ -118,8 +126,20 @@ class Measure:
         if not last and now - self._told_at < TELL_EVERY_S:
             return
         stages = self.stages()
-        self._metrics.add_stages(stage.since(self._told[stage.op]) for stage in stages)
+        add_stages(self._metrics.add, (stage.since(self._told[stage.op]) for stage in stages))
         self._told, self._told_at = {stage.op: replace(stage) for stage in stages}, now
+
+
+def add_stages(add: Callable[..., None], stages: Iterable[StageStats]) -> None:
+    """What stages did, to a run's metrics. add: `RunMetrics.add`, or `add_to_file`."""
+    for stage in stages:
+        labels = {"op": stage.op, "device": stage.device, "runtime": stage.runtime}
+        add(OP_SECONDS, stage.seconds, **labels)
+        add(OP_ROWS, stage.rows, **labels)
+        add(OP_FAILED, stage.failed, **labels)
+        add(OP_DROPPED, stage.dropped, **labels)
+        add(DECODED_ASSETS, stage.assets)
+        add(DECODED_BYTES, stage.bytes)
 
 
 def to_json(stages: Iterable[StageStats]) -> str:

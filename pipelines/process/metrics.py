@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -24,8 +24,6 @@ from vfm_ops.errors import UsageError
 
 if TYPE_CHECKING:
     from prometheus_client.core import Metric as Family
-
-    from pipelines.process.measure import StageStats
 
 logger = logging.getLogger(__name__)
 
@@ -178,20 +176,10 @@ class RunMetrics:
         ray: list[Sink] = [_RAY] if on_ray() else []
         return ray if self.file is None else [*ray, self.file]
 
-    def add_stages(self, stages: Iterable[StageStats]) -> None:
-        """What the stages of this process did since they said so last."""
-        _add_stages(self.add, stages)
-
-    def add_worker(self, stages: Iterable[StageStats], deaths: int = 0) -> None:
-        """What a worker says in a result, which on Ray it has told its own node's agent already."""
-        if (file := self.file) is not None:
-
-            def add(metric: Metric, amount: float, **labels: str) -> None:
-                if amount > 0:
-                    file.add(metric, amount, {"lake": self.lake, **labels})
-
-            _add_stages(add, stages)
-            add(WORKER_DEATHS, deaths)
+    def add_to_file(self, metric: Metric, amount: float = 1.0, **labels: str) -> None:
+        """Adds to a counter what a worker said in a result, which on Ray it has told its own node's agent already."""
+        if amount > 0 and self.file is not None:
+            self.file.add(metric, amount, {"lake": self.lake, **labels})
 
     @contextmanager
     def unit_in_flight(self) -> Iterator[None]:
@@ -236,17 +224,6 @@ def metrics_of_run(lake: str, file: str | Path | None) -> Iterator[None]:
     finally:
         _current.reset(token)
         metrics.publish()
-
-
-def _add_stages(add: Callable[..., None], stages: Iterable[StageStats]) -> None:
-    for stage in stages:
-        labels = {"op": stage.op, "device": stage.device, "runtime": stage.runtime}
-        add(OP_SECONDS, stage.seconds, **labels)
-        add(OP_ROWS, stage.rows, **labels)
-        add(OP_FAILED, stage.failed, **labels)
-        add(OP_DROPPED, stage.dropped, **labels)
-        add(DECODED_ASSETS, stage.assets)
-        add(DECODED_BYTES, stage.bytes)
 
 
 def restarted() -> bool:

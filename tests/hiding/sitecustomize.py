@@ -40,6 +40,8 @@ GROUPS: dict[str, dict[str, str]] = {
         "polars": "polars",
         "nbclient": "nbclient",
         "ipykernel": "ipykernel",
+        "grafana_foundation_sdk": "grafana-foundation-sdk",
+        "promql_parser": "promql-parser",
     },
 }
 PROGRAMS = {"ffmpeg", "ffprobe", "chromium", "chromium-browser", "google-chrome"}
