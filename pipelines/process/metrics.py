@@ -10,6 +10,7 @@ run may be over before anybody scrapes it, and needs no port. Nothing is importe
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -110,13 +111,14 @@ class TextFile:
         from prometheus_client import CollectorRegistry
 
         self.path = Path(path)
+        folder = self.path.parent
+        # Not tried: what an earlier run wrote stays, should this one not begin.
+        if self.path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+            why = "it is a folder" if self.path.is_dir() else f"{folder} is no folder that this user may write to"
+            raise UsageError(f"cannot write the metrics file {self.path}: {why}")
         self._values: dict[Metric, dict[tuple[str, ...], float]] = {}
         self._registry = CollectorRegistry()
         self._registry.register(self)  # type: ignore[arg-type]
-        try:
-            self._write()
-        except OSError as e:
-            raise UsageError(f"cannot write the metrics file {self.path}: {e.strerror or e}") from e
 
     def add(self, metric: Metric, amount: float, labels: Mapping[str, str]) -> None:
         """See Sink."""
@@ -140,16 +142,15 @@ class TextFile:
             yield family
 
     def write(self) -> None:
-        """Replaces the file. A disk that is full costs the metrics, not the run."""
-        try:
-            self._write()
-        except OSError as e:
-            logger.warning("cannot write the metrics file %s: %s", self.path, e)
-
-    def _write(self) -> None:
+        """Replaces the file, once there is something to say. A disk that is full costs the metrics, not the run."""
         from prometheus_client import write_to_textfile
 
-        write_to_textfile(str(self.path), self._registry)
+        if not self._values:
+            return
+        try:
+            write_to_textfile(str(self.path), self._registry)
+        except OSError as e:
+            logger.warning("cannot write the metrics file %s: %s", self.path, e)
 
 
 @dataclass
@@ -231,4 +232,8 @@ def restarted() -> bool:
     if not on_ray():
         return False
     context = sys.modules["ray"].get_runtime_context()
-    return context.get_actor_id() is not None and bool(context.was_current_actor_reconstructed)
+    try:
+        return context.get_actor_id() is not None and bool(context.was_current_actor_reconstructed)
+    except Exception:  # asks Ray's control store, which may be away for a while; that must cost no worker
+        logger.debug("whether this worker took the place of another is not known", exc_info=True)
+        return False

@@ -202,6 +202,7 @@ class _Run:
         first, here = Failures(), False
         left, count = assets_left(self.lake, work, self.run_id, retry)
         total = committer.settled + count
+        _tell_pending(committer, total)
         for units in segments(cut_units(left)):
             here = fits_here(self.recipe, planned, units)
             self._commit(self._results(work, units, here, alone=False), committer, first, total)
@@ -223,7 +224,6 @@ class _Run:
         self, results: Generator[pa.Table, None, None], committer: Committer, failures: Failures, total: int
     ) -> None:
         """Commits what units give. total: assets to be told of."""
-        current().set(PENDING, total - committer.settled, op=committer.op or DECODE)
         with closing(results) as coming:
             for rows in coming:
                 for result in rows.to_pylist():
@@ -240,7 +240,7 @@ class _Run:
         self._report(committer, total)
 
     def _report(self, committer: Committer, total: int) -> None:
-        current().set(PENDING, total - committer.settled, op=committer.op or DECODE)
+        _tell_pending(committer, total)
         if self.progress:
             self.progress(committer, total)
 
@@ -248,6 +248,10 @@ class _Run:
         """RESULT rows of units, from workers on this machine or from Ray."""
         run = run_here if here else run_on_ray
         yield from run(self.lake, self.recipe, self.planned, units, work, alone)
+
+
+def _tell_pending(committer: Committer, total: int) -> None:
+    current().set(PENDING, total - committer.settled, op=committer.op or DECODE)
 
 
 def _summarise(run_id: str, committer: Committer) -> RunSummary:

@@ -20,7 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from jobs.cli import main
 from jobs.serve.metrics import Metrics
-from pipelines.lake import Lake
+from pipelines.lake import Lake, Lease
 from pipelines.process.metrics import METRICS
 from pipelines.process.recipe import Recipe, Resources
 from pipelines.process.run import process
@@ -253,13 +253,22 @@ def test_a_store_that_fails_is_told_apart_from_bad_files(tmp_path, monkeypatch):
 
 def test_a_metrics_file_that_cannot_be_written_is_said_before_anything_is_done(tmp_path, capsys):
     lake = new_lake(tmp_path)
-    with pytest.raises(UsageError, match="cannot write the metrics file"):
-        process(lake, Recipe(ops=()), metrics_file=tmp_path / "nowhere" / "run.prom")
+    for path in (tmp_path / "nowhere" / "run.prom", tmp_path):
+        with pytest.raises(UsageError, match="cannot write the metrics file"):
+            process(lake, Recipe(ops=()), metrics_file=path)
     assert lake.count("ledger") == 0
     arguments = ["--lake", lake.root, "--set", "ops=[]", "--metrics-file", str(tmp_path / "nowhere" / "run.prom")]
     for command in ("process", "retry"):
         assert main([command, *arguments]) == 2
         assert capsys.readouterr().err.startswith("error: cannot write the metrics file")
+
+
+def test_a_run_that_does_not_begin_leaves_the_file_of_the_one_before(tmp_path):
+    lake, path = new_lake(tmp_path), tmp_path / "run.prom"
+    path.write_text("vfm_commits_total 1\n")
+    with pytest.raises(UsageError), Lease(lake, "another"):
+        process(lake, Recipe(ops=()), metrics_file=path)
+    assert path.read_text() == "vfm_commits_total 1\n"
 
 
 def test_a_run_that_nobody_watches_imports_nothing_for_it():
