@@ -56,6 +56,7 @@ class _Interrupted(Exception):
 
 def run(command: Callable[..., Any], argv: list[str] | None = None) -> int:
     """Runs a job's typer function on argv. Returns the exit code: 0 done, 1 something quarantined, 2 wrong usage, 3 failed.
+    VFM_QUARANTINE_EXIT_CODE=0 makes 0 of 1.
 
     Errors go to stderr in one line; tracebacks only with --debug.
     """
@@ -70,8 +71,8 @@ def run(command: Callable[..., Any], argv: list[str] | None = None) -> int:
     app.command(no_args_is_help=False)(_interruptible(command))
     try:
         with _stopped_by_sigterm():
-            code = app(argv, standalone_mode=False, prog_name=f"vfm {_name(command)}")
-        return int(code or 0)
+            code = int(app(argv, standalone_mode=False, prog_name=f"vfm {_name(command)}") or 0)
+        return _quarantine_exit_code() if code == 1 else code
     except VfmError as e:
         error, code = str(e), e.exit_code
     except _Interrupted as e:
@@ -88,6 +89,14 @@ def run(command: Callable[..., Any], argv: list[str] | None = None) -> int:
         file=sys.stderr,
     )
     return code
+
+
+def _quarantine_exit_code() -> int:
+    """What a command that is done exits with, where something is in quarantine: 1, or VFM_QUARANTINE_EXIT_CODE.
+
+    A scheduler takes 1 for a failure, and runs again what is done.
+    """
+    return 0 if os.environ.get("VFM_QUARANTINE_EXIT_CODE") == "0" else 1
 
 
 def in_options(command: Callable[..., Any], sentence: str) -> str:

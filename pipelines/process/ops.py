@@ -10,6 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from pipelines.cluster import has_ray
 from pipelines.lake import SCHEMAS, Lake
 from pipelines.lake.coverage import cover, covered
 from pipelines.lake.keys import op_keys, record_keys
@@ -17,6 +18,7 @@ from pipelines.lake.schema import ERROR, facts_of, table_schema
 from pipelines.lake.sql import equals, literal
 from pipelines.process.recipe import Recipe, split_entry
 from vfm_ops.errors import UsageError
+from vfm_ops.models.device import resolve_device
 from vfm_ops.op import Op, Resources
 from vfm_ops.op_registry import load_op
 
@@ -111,10 +113,11 @@ def _planned(
 ) -> PlannedOp:
     alias, resources, entry = split_entry(entry)
     op = load_op(entry)
-    if resources := resources or op.resources:
-        op.place(resources.device, threads and resources.cpus)
-    else:
-        op.place(recipe.resources.device, threads)
+    resources = resources or op.resources
+    device = resources.device if resources else recipe.resources.device
+    if not has_ray():  # a node of a cluster may have no card: it only describes the models that others run
+        resolve_device(device)
+    op.place(device, threads and resources.cpus if resources else threads)
     op.deadline_s = (resources and resources.deadline_s) or recipe.resources.deadline_s
     if lacking := [name for name in op.columns if name not in there]:
         raise UsageError(f"op {op.name} reads column {lacking[0]}: put an op or model that adds it before it")

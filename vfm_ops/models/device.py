@@ -35,6 +35,18 @@ def resolve_device(device: str) -> str:
     return device
 
 
+def device_to_describe(device: str) -> str:
+    """Where a model is described (its dimension, view and digest, which are the same everywhere) that is to run on `device`.
+
+    `cpu` in place of a card that is not here: a cluster's driver, and its decoders, may stand on nodes that have none.
+    """
+    try:
+        resolve_device(device)
+    except UsageError:
+        return "cpu" if device.split(":")[0] == "cuda" else device
+    return device
+
+
 def cpu_count() -> int:
     """Processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

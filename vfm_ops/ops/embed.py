@@ -13,6 +13,7 @@ from pydantic import Field
 from vfm_ops import op
 from vfm_ops.embed import describe_embedder, load_embedder
 from vfm_ops.embed.columns import embedding_field, patches_field, token_array, vector_array
+from vfm_ops.models.device import device_to_describe
 
 
 class EmbedSettings(op.Settings):
@@ -47,7 +48,8 @@ class Embed(op.Op):
     @cached_property
     def description(self) -> Any:
         """Its dimension, view, digest, runtime and precision, mostly without loading it."""
-        return describe_embedder(self.settings.model, **self._arguments)
+        here = {"device": device_to_describe(self.device)}
+        return describe_embedder(self.settings.model, **(self._arguments | here))
 
     @cached_property
     def embedder(self) -> Any:

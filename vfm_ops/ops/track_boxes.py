@@ -15,6 +15,7 @@ from vfm_ops import op
 from vfm_ops.arrow_types import BOX
 from vfm_ops.errors import UsageError
 from vfm_ops.models.checkpoint import remembered_digest
+from vfm_ops.models.device import device_to_describe
 from vfm_ops.models.resolve import find_checkpoint
 from vfm_ops.models.shipped import DEFAULT_DETECTOR
 from vfm_ops.ops.detect import TileSettings, tile_options
@@ -69,7 +70,8 @@ class TrackBoxes(op.VideoOp):
         if self.settings.appearance is not None:
             from vfm_ops.embed import describe_embedder
 
-            digests.append(str(describe_embedder(self.settings.appearance, device=self.device).digest))
+            here = device_to_describe(self.device)
+            digests.append(str(describe_embedder(self.settings.appearance, device=here).digest))
         return " ".join(digests)
 
     @cached_property
