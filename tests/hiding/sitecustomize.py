@@ -42,6 +42,7 @@ GROUPS: dict[str, dict[str, str]] = {
         "ipykernel": "ipykernel",
         "grafana_foundation_sdk": "grafana-foundation-sdk",
         "promql_parser": "promql-parser",
+        "kubernetes_validate": "kubernetes-validate",
     },
 }
 PROGRAMS = {"ffmpeg", "ffprobe", "chromium", "chromium-browser", "google-chrome"}

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import json
-import shlex
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-import yaml
 
 from jobs.cli import main
 from pipelines.curation import selections
-from pipelines.curation.recipe import load_curation_recipe
 from tests.pipelines.curation.conftest import LakeBuilder, kinds, picture
 
 RECIPES = Path(__file__).parents[2] / "jobs" / "recipes"
@@ -148,50 +145,3 @@ def test_schedule_adds_lists_and_removes(lake, tmp_path, capsys, monkeypatch):
         assert message in capsys.readouterr().err
     assert main(["schedule", "remove", "nightly"]) == 0
     assert main(["schedule", "remove", "nightly"]) == 2
-
-
-# KubeRay's ray.io/v1 schema, as far as the manifest uses it: an API server drops what it does not know.
-RAY_JOB = {"entrypoint": str, "runtimeEnvYAML": str, "shutdownAfterJobFinishes": bool, "ttlSecondsAfterFinished": int}
-RAY_JOB |= {"backoffLimit": int, "activeDeadlineSeconds": int, "rayClusterSpec": dict}
-RAY_CLUSTER = {"rayVersion": str, "headGroupSpec": dict, "workerGroupSpecs": list, "enableInTreeAutoscaling": bool}
-GROUP = {"rayStartParams": dict, "template": dict}
-WORKERS = {"groupName": str, "replicas": int, "minReplicas": int, "maxReplicas": int}
-
-
-def fits_crd(spec: dict, schema: dict[str, type]) -> None:
-    """Every key is known and of its type; parameters of `ray start` are strings."""
-    assert {key: type(value) for key, value in spec.items()}.items() <= schema.items()
-    assert all(isinstance(value, str) for value in spec.get("rayStartParams", {}).values())
-
-
-def test_the_kubernetes_manifest_runs_a_valid_curation_every_night_one_at_a_time(tmp_path):
-    documents = list(yaml.safe_load_all((RECIPES / "rayjob-curate.yaml").read_text()))
-    by_kind = {d["kind"]: d for d in documents}
-    assert set(by_kind) == {"ConfigMap", "ServiceAccount", "Role", "RoleBinding", "CronJob"}
-    files = by_kind["ConfigMap"]["data"]
-    (tmp_path / "curate.yaml").write_text(files["curate.yaml"])
-    load_curation_recipe(str(tmp_path / "curate.yaml"))
-    job = yaml.safe_load(files["rayjob.yaml"])
-    assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob")
-    fits_crd(job["spec"], RAY_JOB)
-    cluster = job["spec"]["rayClusterSpec"]
-    fits_crd(cluster, RAY_CLUSTER)
-    fits_crd(cluster["headGroupSpec"], GROUP)
-    for group in cluster["workerGroupSpecs"]:
-        fits_crd(group, GROUP | WORKERS)
-        assert set(group) >= {"groupName", "minReplicas", "maxReplicas", "rayStartParams", "template"}
-    words = shlex.split(job["spec"]["entrypoint"])
-    assert words[:3] == ["python", "-m", "jobs.curate"]
-    import inspect
-
-    from jobs.curate import command
-
-    options = {w.removeprefix("--").replace("-", "_") for w in words if w.startswith("--")}
-    assert options <= set(inspect.signature(command).parameters)
-    mounts = job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"][0]["volumeMounts"]
-    assert words[words.index("--recipe") + 1] == mounts[0]["mountPath"] + "/curate.yaml"
-    cron = by_kind["CronJob"]["spec"]
-    assert cron["concurrencyPolicy"] == "Forbid"
-    from jobs.scheduler import cron_trigger
-
-    cron_trigger(cron["schedule"], cron["timeZone"])
