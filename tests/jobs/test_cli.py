@@ -103,6 +103,9 @@ def test_quarantine_is_shown_by_reason_with_what_to_do(tmp_path, capsys):
     assert "vfm info" in capsys.readouterr().out
     assert main(["process", "--lake", lake, *options]) == 1  # nothing is pending, and yet not all is well
     assert "3 quarantined (0 by this run)" in capsys.readouterr().out
+    with mock.patch.dict(os.environ, VFM_QUARANTINE_EXIT_CODE="0"):  # as a scheduler wants it, which would try for ever
+        assert main(["process", "--lake", lake, *options]) == 0
+        assert main(["process", "--lake", lake, "--set", "nothing=1"]) == 2
     assert main(["info", "--lake", lake, "--examples", "1"]) == 0
     shown = capsys.readouterr().out
     assert "2 quarantined in decode: empty" in shown

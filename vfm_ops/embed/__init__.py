@@ -6,6 +6,14 @@ from vfm_ops.embed.embedder import (
     default_embedder_spec,
     describe_embedder,
     load_embedder,
+    remembered_choice,
 )
 
-__all__ = ["Embedder", "EmbedderDescription", "default_embedder_spec", "describe_embedder", "load_embedder"]
+__all__ = [
+    "Embedder",
+    "EmbedderDescription",
+    "default_embedder_spec",
+    "describe_embedder",
+    "load_embedder",
+    "remembered_choice",
+]

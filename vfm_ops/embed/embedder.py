@@ -149,6 +149,18 @@ def describe_embedder(
     )
 
 
+def remembered_choice(spec: str, device: str = "auto") -> tuple[str, str] | None:
+    """The (runtime, precision) that `load_embedder` with no other argument takes here, or None where it would measure."""
+    checkpoint, geometry = _located(spec, "fast")
+    _, facts = _facts(checkpoint, geometry, False)
+    return remembered(
+        _example(geometry.view),
+        cache_key=_image_key(facts, geometry, False),
+        device=device,
+        static_batch=_static_batch(device, 32),
+    )
+
+
 class Embedder:
     """A loaded embedding model.
 

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from pipelines.cluster import NodeShape, place
-from pipelines.lake import Lake, verify_lake
+from pipelines.lake import SCHEMAS, Lake, verify_lake
 from pipelines.process.graph import ActorPool, stages_of
 from pipelines.process.ops import plan_ops
 from pipelines.process.recipe import Recipe, Resources
@@ -108,3 +108,24 @@ def test_shots_may_stand_in_the_list():
     assert Recipe(ops=({"shots": {"min_motion": 0.1}},)).shots.min_motion == 0.1
     with pytest.raises(ValueError, match="shots are in the recipe twice"):
         Recipe(ops=("shots",), shots={"detector": "content"})
+
+
+def test_a_node_of_a_cluster_plans_for_cards_that_others_have(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setattr("pipelines.process.ops.has_ray", lambda: True)
+    known, ops = SCHEMAS["frames"], ["phash", {"embed": "clip:pocket"}]
+    on_cards = plan_ops(Recipe(ops=ops, resources=Resources(device="cuda")), known)
+    assert [one.key for one in on_cards] == [one.key for one in plan_ops(Recipe(ops=ops), known)]
+    with pytest.raises(UsageError, match="no CUDA device"):
+        on_cards[-1].op.embedder  # but nothing runs here that was to run on a card  # noqa: B018
+
+
+def test_a_machine_without_a_card_refuses_a_recipe_for_cards(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setattr("pipelines.process.ops.has_ray", lambda: False)
+    for recipe in (
+        Recipe(ops=["phash"], resources=Resources(device="cuda")),
+        Recipe(ops=[{"phash": {"resources": {"device": "cuda"}}}]),
+    ):
+        with pytest.raises(UsageError, match="no CUDA device"):
+            plan_ops(recipe, SCHEMAS["frames"])
