@@ -21,8 +21,9 @@ from pipelines.curation.recipe import CurationRecipe
 from pipelines.process.recipe import Recipe
 
 ROOT = Path(__file__).parents[1]
-# Options that are not ours: of pip, of the hub's command line and of tar; a boundary of multipart.
-OTHERS = {"--no-deps", "--local-dir", "--sparse", "--help", "--debug", "--b"}
+# Options that are not ours: of pip, of the hub's command line, of tar, of docker and of ray; a boundary of multipart.
+OTHERS = {"--no-deps", "--local-dir", "--sparse", "--help", "--debug", "--b", "--shm-size", "--cpuset-cpus"}
+OTHERS |= {"--object-store-memory"}
 FILES = r"\.(json|yaml|safetensors|bin|txt|jpg|png|html|py|pth|csv|parquet|lance|tar)$"
 DOTTED = r"(?<![\w./:{\-])([a-z_]+(?:\.[a-z_]+)+)(?![\w/(:-]|\.\w)"
 VALUE = "\N{OBJECT REPLACEMENT CHARACTER}"  # stands for what an f-string puts in

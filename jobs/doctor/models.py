@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 from pipelines.lake import Lake
 from pipelines.lake.health import Finding
@@ -56,16 +58,20 @@ def lake_models(lake: Lake) -> list[Finding]:
     for field in lake.schema("frames"):
         facts = facts_of(field)
         if "spec" in facts and facts.get("digest"):
-            digests[facts["spec"]] = facts["digest"], lambda spec=facts["spec"]: _digest_of_spec(spec)
+            digests[facts["spec"]] = facts["digest"], partial(_digest_of_spec, facts["spec"])
     for title, row in op_keys(lake).items():
         if row["digest"] and row["name"] != "embed" and row["name"] in known_ops():
             entry = {row["name"]: json.loads(row["settings"])}
-            digests[f"of op {title}"] = row["digest"], lambda entry=entry: load_op(entry).digest()
+            digests[f"of op {title}"] = row["digest"], partial(_digest_of_op, entry)
     return [_compared(f"model {what}", stored, here) for what, (stored, here) in digests.items()]
 
 
 def _digest_of_spec(spec: str) -> str:
     return remembered_digest(find_checkpoint(spec, "embed"))
+
+
+def _digest_of_op(entry: dict[str, Any]) -> str:
+    return load_op(entry).digest()
 
 
 def _compared(what: str, stored: str, here: Callable[[], str]) -> Finding:

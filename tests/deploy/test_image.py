@@ -6,8 +6,10 @@ No image is built: what the Dockerfile copies is copied, and what it installs is
 from __future__ import annotations
 
 import http.server
+import importlib
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -18,6 +20,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
+import typer
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
@@ -129,6 +132,19 @@ def test_what_is_pinned_is_what_the_project_asks_for():
     extras = next(r.extras for r in map(Requirement, PROJECT["dependencies"]) if r.name == "ray")
     (installed,) = re.findall(r'"ray\[([\w,]+)\]==\$RAY_VERSION"', DOCKERFILE)
     assert set(installed.split(",")) == extras
+
+
+def test_the_commands_that_the_documentation_shows_are_right():
+    page = (ROOT / "docs" / "cluster.md").read_text()
+    given = re.findall(r"--build-arg (\w+)=", page)
+    assert given
+    assert set(given) <= ARGUMENTS.keys()
+    shown = re.findall(r"^docker run .* vfm:(?:cpu|cuda) vfm (\w+) (.*)$", page, re.M)
+    assert len(shown) >= 3
+    for name, arguments in shown:
+        app = typer.Typer(add_completion=False)
+        app.command()(importlib.import_module(f"jobs.{name}").command)
+        typer.main.get_command(app).make_context(name, shlex.split(arguments))
 
 
 def test_the_linter_of_dockerfiles_has_no_complaint():
