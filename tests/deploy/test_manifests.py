@@ -294,6 +294,7 @@ def test_the_cron_job_creates_the_ray_job_and_ends_as_it_does(status, code, tmp_
         env={"PATH": f"{tmp_path}:/usr/bin:/bin", "JOB_NAME": "vfm-curate-1", "JOB_UID": "u-1"},
         capture_output=True,
         text=True,
+        timeout=120,
     )
     assert (done.returncode, done.stdout) == (code, "created rayjob/x\n"), done.stderr
     assert done.stderr == ("told\n" if code else "")
