@@ -107,15 +107,18 @@ def instructions(cpuinfo: str) -> list[Finding]:
 
 
 def memory_left() -> int | None:
-    """Bytes that this container may still take, of either version of control groups; None without a limit."""
-    for limit, used in (
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
-    ):
+    """Bytes that this container may still take, of either version of control groups; None without a limit.
+
+    Cached files count as used there, and give way as soon as memory is wanted.
+    """
+    for names in (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")):
         try:
-            return max(0, int((CGROUP / limit).read_text()) - int((CGROUP / used).read_text()))
+            limit, used = (int((CGROUP / name).read_text()) for name in names)
+            stat = (CGROUP / names[0]).with_name("memory.stat").read_text()
         except (OSError, ValueError):  # another version, or "max"
             continue
+        cached = sum(map(int, re.findall(r"^(?:in)?active_file (\d+)$", stat, re.M)))
+        return max(0, limit - used + min(cached, used))
     return None
 
 

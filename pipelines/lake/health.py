@@ -22,29 +22,9 @@ MOST_FRAGMENTS, SMALL_ROWS = 200, 10_000
 LARGEST_UNINDEXED = 50_000
 # File systems that lie on other machines, and those that only show an object store as one: without a rename or a link that
 # fails where the file is there, two commits of one version may both succeed.
-REMOTE = {
-    "nfs",
-    "nfs4",
-    "cifs",
-    "smb3",
-    "9p",
-    "afs",
-    "ceph",
-    "lustre",
-    "glusterfs",
-    "beegfs",
-    "fuse.sshfs",
-    "fuse.glusterfs",
-}
-OVER_A_BUCKET = {
-    "fuse.s3fs",
-    "fuse.gcsfuse",
-    "fuse.goofys",
-    "fuse.rclone",
-    "fuse.blobfuse",
-    "fuse.mount-s3",
-    "fuse.juicefs",
-}
+REMOTE = {"nfs", "nfs4", "cifs", "smb3", "9p", "afs", "ceph", "lustre", "glusterfs", "beegfs"}
+REMOTE |= {"fuse.sshfs", "fuse.glusterfs", "fuse.juicefs"}
+OVER_A_BUCKET = {"fuse.s3fs", "fuse.gcsfuse", "fuse.goofys", "fuse.rclone", "fuse.blobfuse", "fuse.mount-s3"}
 
 
 @dataclass(frozen=True)

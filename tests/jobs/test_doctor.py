@@ -128,14 +128,28 @@ def test_threads_that_outnumber_the_processors_are_named():
 @pytest.mark.parametrize(
     ("files", "cpus", "left"),
     [
-        ({"cpu.max": "150000 100000\n", "memory.max": "1000\n", "memory.current": "400\n"}, 1.5, 600),
-        ({"cpu.max": "max 100000\n", "memory.max": "max\n", "memory.current": "400\n"}, None, None),
+        (
+            {
+                "cpu.max": "150000 100000\n",
+                "memory.max": "1000\n",
+                "memory.current": "900\n",
+                "memory.stat": "anon 300\nfile 600\ninactive_file 350\nactive_file 150\nshmem 100\n",
+            },
+            1.5,
+            600,
+        ),
+        (
+            {"cpu.max": "max 100000\n", "memory.max": "max\n", "memory.current": "400\n", "memory.stat": "anon 400\n"},
+            None,
+            None,
+        ),
         (
             {
                 "cpu/cpu.cfs_quota_us": "400000\n",
                 "cpu/cpu.cfs_period_us": "100000\n",
                 "memory/memory.limit_in_bytes": "500\n",
                 "memory/memory.usage_in_bytes": "600\n",
+                "memory/memory.stat": "cache 0\nactive_file 0\n",
             },
             4.0,
             0,
