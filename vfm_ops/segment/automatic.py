@@ -1,44 +1,37 @@
-"""Every object of an image, without prompts: a grid of points, candidates filtered by confidence, stability and overlap.
+"""Every object of an image, without prompts: grids of points, candidates filtered by confidence, stability and overlap.
 
-The method is SAM's (Kirillov et al. 2023, "Segment Anything", appendix B, automatic mask generation), on one crop.
+The method is SAM's (Kirillov et al. 2023, "Segment Anything", appendix B, automatic mask generation). A crop's candidates
+come from `GridDecoder`; those that are sure enough are drawn on the crop, and those that are stable there and were not cut off
+are kept as the bits of their boxes. Run lengths of the whole picture are made of those alone that nobody suppressed.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
+import cv2
 import numpy as np
 import torch
 from torch import Tensor
 
 from vfm_ops.errors import UsageError
+from vfm_ops.segment.crops import Crop, crop_layers
+from vfm_ops.segment.geometry import Geometry
+from vfm_ops.segment.grid_decoder import Decoded, GridDecoder
+from vfm_ops.segment.grid_settings import GridSettings
 from vfm_ops.segment.segmenter import EncodedImage, Segmenter
-from vfm_ops.track.masks import Rle, encode_rle, mask_box
+from vfm_ops.track.frames import checked_rgb
+from vfm_ops.track.masks import Rle, encode_rle
+from vfm_ops.track.regions import without_small_regions
 
-
-@dataclass(frozen=True)
-class GridSettings:
-    """points_per_side: the grid is its square. min_iou: least predicted IoU. min_stability: least stability score, the
-    IoU of the mask cut `stability_offset` above and below 0. max_overlap: box IoU above which the less confident of two
-    masks goes. min_area: least pixels of a mask. points_at_once: prompts decoded together.
-    """
-
-    points_per_side: int = 32
-    min_iou: float = 0.88
-    min_stability: float = 0.95
-    stability_offset: float = 1.0
-    max_overlap: float = 0.7
-    min_area: int = 0
-    points_at_once: int = 64
-
-    def __post_init__(self) -> None:
-        if self.points_per_side < 1 or self.points_at_once < 1:
-            raise UsageError("points_per_side and points_at_once must be at least 1")
+FED_BACK = 32.0  # logits that are fed back are clamped to +-32, as in SAM 2
 
 
 @dataclass(frozen=True)
 class AutoMask:
-    """One object found. box: xyxy, float32. score: predicted IoU. point: the grid point that gave it."""
+    """One object found. box: xyxy, float32. score: predicted IoU. point: the grid point that gave it, xy in pixels.
+    crop_box: where the model saw it, xyxy."""
 
     rle: Rle
     box: np.ndarray
@@ -46,64 +39,191 @@ class AutoMask:
     score: float
     stability: float
     point: np.ndarray
+    crop_box: tuple[int, int, int, int]
 
 
-def point_grid(points_per_side: int, size: tuple[int, int]) -> np.ndarray:
-    """float32 (points_per_side^2, 2) xy in pixels: the centres of equal cells, row by row."""
-    line = (np.arange(points_per_side, dtype=np.float64) + 0.5) / points_per_side
-    x, y = np.meshgrid(line * size[1], line * size[0])
-    return np.stack([x.ravel(), y.ravel()], 1).astype(np.float32)
+@dataclass(frozen=True)
+class _Found:
+    """A mask before its run lengths: `bits` of its box (left, top, right, bottom; the last pixels inside) in the picture."""
 
-
-def stability_scores(logits_NHW: Tensor, offset: float) -> Tensor:
-    """float32 (N,): pixels above +offset over pixels above -offset; 0 where there are none."""
-    inner = (logits_NHW > offset).flatten(1).sum(1)
-    outer = (logits_NHW > -offset).flatten(1).sum(1)
-    return torch.where(outer > 0, inner / outer.clamp(min=1), 0.0)
+    box: tuple[int, int, int, int]
+    bits: np.ndarray
+    area: int
+    score: float
+    stability: float
+    point: np.ndarray
+    crop: Crop
 
 
 @torch.inference_mode()
 def generate_masks(
-    segmenter: Segmenter, image: np.ndarray | EncodedImage, settings: GridSettings | None = None
+    segmenter: Segmenter,
+    image: np.ndarray | EncodedImage,
+    settings: GridSettings | None = None,
+    encoded: EncodedImage | None = None,
 ) -> list[AutoMask]:
-    """All objects of an image (uint8 (H, W, 3), or already encoded), most confident first."""
+    """All objects of an image, most confident first.
+
+    Args:
+        segmenter: of `load_segmenter`.
+        image: uint8 (H, W, 3); its encoding alone will do where there are no layers of crops.
+        settings: which points are asked, and which masks are kept.
+        encoded: of the whole image, when it is encoded already.
+
+    Returns:
+        A mask for each object. Masks may overlap, as far as their boxes do by no more than the settings allow.
+
+    Raises:
+        UsageError: crops of an image whose pixels are not there.
+
+    Example:
+        >>> from vfm_ops.segment.segmenter import load_segmenter
+        >>> picture = np.full((96, 128, 3), 220, np.uint8)
+        >>> picture[20:60, 30:80] = 200, 30, 30
+        >>> masks = generate_masks(load_segmenter("sam2:pocket", device="cpu"), picture, GridSettings(points_per_side=4))
+        >>> all(mask.area > 0 for mask in masks)
+        True
+    """
     settings = settings or GridSettings()
-    encoded = image if isinstance(image, EncodedImage) else segmenter.encode(image)
-    points = point_grid(settings.points_per_side, encoded.size)
-    found: list[AutoMask] = []
-    for start in range(0, len(points), settings.points_at_once):
-        found += _masks_at(segmenter, encoded, points[start : start + settings.points_at_once], settings)
-    return _without_overlap(found, settings.max_overlap)
+    encoded = image if isinstance(image, EncodedImage) else encoded
+    size = image.size if isinstance(image, EncodedImage) else checked_rgb(image).shape[:2]
+    crops = crop_layers(size, settings.crop_n_layers, settings.crop_overlap_ratio)
+    if isinstance(image, EncodedImage) and len(crops) > 1:
+        raise UsageError("`crop_n_layers` needs the picture itself: give it beside its encoding")
+    found: list[_Found] = []
+    for crop in crops:
+        seen = encoded if crop.layer == 0 and encoded else segmenter.encode(crop.of(np.asarray(image)))
+        found += _in_crop(segmenter, seen, crop, settings, size)
+    if len(crops) > 1:
+        # The smaller crop shows more of a thing.
+        found = _distinct(found, [1 / (f.crop.size[0] * f.crop.size[1]) for f in found], settings.crop_nms_thresh)
+    if settings.min_mask_region_area:
+        found = _mended(found, size, settings)
+    return [_auto_mask(f, size) for f in sorted(found, key=lambda f: -f.score)]
 
 
-def _masks_at(
-    segmenter: Segmenter, encoded: EncodedImage, points: np.ndarray, settings: GridSettings
-) -> list[AutoMask]:
-    labels = np.ones((len(points), 1), np.int64)
-    candidates = segmenter.segment(encoded, points=points[:, None], labels=labels)
+def stability_scores(logits_NHW: Tensor, offset: float, threshold: float = 0.0) -> Tensor:
+    """float32 (N,): pixels above threshold + offset over pixels above threshold - offset; 0 where there are none."""
+    inner = (logits_NHW > threshold + offset).flatten(1).sum(1)
+    outer = (logits_NHW > threshold - offset).flatten(1).sum(1)
+    return torch.where(outer > 0, inner / outer.clamp(min=1), 0.0)
+
+
+def _in_crop(
+    segmenter: Segmenter, encoded: EncodedImage, crop: Crop, settings: GridSettings, size: tuple[int, int]
+) -> list[_Found]:
+    """Distinct masks of one crop of a picture of `size`, the most confident first."""
+    left, top, _, _ = crop.box
+    points = (settings.points(crop.layer) * np.array(encoded.size[::-1])).astype(np.float32)
     found = []
-    for i, point in enumerate(points):
-        sure = candidates.scores_NK[i] > settings.min_iou if settings.min_iou > 0 else torch.ones(3, dtype=torch.bool)
-        if not bool(sure.any()):
-            continue
-        logits_KHW = candidates.logits_on_image(i)
-        stability = stability_scores(logits_KHW, settings.stability_offset)
-        stable = stability > settings.min_stability if settings.min_stability > 0 else torch.ones_like(sure)
-        for k in torch.nonzero(sure.to(stable.device) & stable).flatten().tolist():
-            mask = (logits_KHW[k] > 0).cpu().numpy()
-            area = int(mask.sum())
-            if area > 0 and area >= settings.min_area:
-                score = float(candidates.scores_NK[i, k])
-                found.append(AutoMask(encode_rle(mask), mask_box(mask), area, score, float(stability[k]), point))
-    return found
+    for part in _decoded(segmenter, encoded, points, settings):
+        scores, owners = part.scores_M.tolist(), part.point_M.tolist()
+        for i, stability, mask in _stable(part.logits_Mhw, segmenter.geometry, encoded.size, settings):
+            area = int(np.count_nonzero(mask))
+            x, y, width, height = cv2.boundingRect(mask.view(np.uint8))
+            box = (x, y, x + width - 1, y + height - 1)
+            if area < max(1, settings.min_area) or crop.cuts(box, size):
+                continue
+            placed = (box[0] + left, box[1] + top, box[2] + left, box[3] + top)
+            bits = np.packbits(mask[y : y + height, x : x + width])
+            found.append(_Found(placed, bits, area, scores[i], stability, points[owners[i]] + (left, top), crop))
+    return _distinct(found, [f.score for f in found], settings.max_overlap)
 
 
-def _without_overlap(found: list[AutoMask], max_overlap: float) -> list[AutoMask]:
+def _decoded(
+    segmenter: Segmenter, encoded: EncodedImage, points: np.ndarray, settings: GridSettings
+) -> Iterator[Decoded]:
+    """Candidates whose predicted IoU is high enough."""
+
+    def every(scores: Tensor) -> Tensor:
+        return torch.ones_like(scores, dtype=torch.bool)
+
+    def sure(scores: Tensor) -> Tensor:
+        return scores > settings.min_iou if settings.min_iou > 0 else every(scores)
+
+    decoder = GridDecoder(segmenter.model, encoded.features)
+    scaled = torch.from_numpy((points * segmenter.geometry.scale(encoded.size)).astype(np.float32))
+    if not settings.use_m2m:
+        yield from decoder.decode(scaled.to(segmenter.device), sure, settings.points_at_once)
+        return
+    # Meta's `use_m2m`: each candidate is fed back with its point, and judged by what comes of it.
+    for part in decoder.decode(scaled.to(segmenter.device), every, settings.points_at_once):
+        clicks = points[part.point_M.cpu().numpy(), None]
+        refined = segmenter.segment(
+            encoded,
+            points=clicks,
+            labels=np.ones(clicks.shape[:2], np.int64),
+            mask_input=part.logits_Mhw.clamp(-FED_BACK, FED_BACK).cpu().numpy(),
+            multimask_output=False,
+        )
+        keep = sure(refined.scores_NK[:, 0])
+        yield Decoded(
+            refined.logits_NKhw[keep, 0], refined.scores_NK[keep, 0], part.point_M[keep], part.candidate_M[keep]
+        )
+
+
+def _stable(
+    logits_Mhw: Tensor, geometry: Geometry, size: tuple[int, int], settings: GridSettings
+) -> Iterator[tuple[int, float, np.ndarray]]:
+    """Masks on the image that hardly depend on where logits are cut: (which of M, stability, bool (height, width))."""
+    offset, cut, least = settings.stability_offset, settings.mask_threshold, np.float32(settings.min_stability)
+    if logits_Mhw.device.type == "cpu":
+        for i, logits in enumerate(geometry.each_on_image(logits_Mhw.numpy(), size)):
+            outer = np.count_nonzero(logits > cut - offset)
+            stability = np.float32(np.count_nonzero(logits > cut + offset)) / np.float32(max(1, outer))
+            if stability > least or settings.min_stability == 0:
+                yield i, float(stability), logits > cut
+        return
+    on_image = geometry.to_image(logits_Mhw[None], size)[0]
+    scores = stability_scores(on_image, offset, cut)
+    stable = (scores > settings.min_stability) | (settings.min_stability == 0)
+    masks = (on_image[stable] > cut).cpu().numpy()
+    for i, mask in zip(torch.nonzero(stable).flatten().tolist(), masks, strict=True):
+        yield i, float(scores[i]), mask
+
+
+def _distinct(found: list[_Found], scores: list[float], max_overlap: float) -> list[_Found]:
+    """Those that none of a higher score overlaps by more, the highest score first; of equal ones, the earlier."""
     if not found:
         return []
     from torchvision.ops import nms
 
     # Boxes of last pixels rather than edges, as in SAM's own filter: what is kept then is the same.
-    boxes = torch.from_numpy(np.stack([m.box for m in found])) - torch.tensor([0.0, 0.0, 1.0, 1.0])
-    kept = nms(boxes, torch.tensor([m.score for m in found]), max_overlap)
+    boxes = torch.tensor([f.box for f in found], dtype=torch.float32)
+    kept = nms(boxes, torch.tensor(scores), max_overlap)
     return [found[i] for i in kept.tolist()]
+
+
+def _mended(found: list[_Found], size: tuple[int, int], settings: GridSettings) -> list[_Found]:
+    """Without holes and islands of fewer than `min_mask_region_area` pixels; what has become alike then gives way to what
+    was so from the start."""
+    mended, untouched = [], []
+    for f in found:
+        mask, changed = without_small_regions(_on_picture(f, size), settings.min_mask_region_area)
+        mended.append(_with_mask(f, mask) if changed else f)
+        untouched.append(0.0 if changed else 1.0)
+    kept = _distinct(mended, untouched, max(settings.max_overlap, settings.crop_nms_thresh))
+    return [f for f in kept if f.area >= settings.min_area]
+
+
+def _on_picture(found: _Found, size: tuple[int, int]) -> np.ndarray:
+    """bool (height, width), in columns, as run lengths are made of."""
+    left, top, right, bottom = found.box
+    height, width = bottom + 1 - top, right + 1 - left
+    mask = np.zeros(size, bool, order="F")
+    mask[top : bottom + 1, left : right + 1] = np.unpackbits(found.bits, count=height * width).reshape(height, width)
+    return mask
+
+
+def _with_mask(found: _Found, mask: np.ndarray) -> _Found:
+    x, y, width, height = cv2.boundingRect(np.ascontiguousarray(mask).view(np.uint8))
+    bits = np.packbits(mask[y : y + height, x : x + width])
+    box = (x, y, x + width - 1, y + height - 1)
+    return replace(found, box=box, bits=bits, area=int(np.count_nonzero(mask)))
+
+
+def _auto_mask(found: _Found, size: tuple[int, int]) -> AutoMask:
+    left, top, right, bottom = found.box
+    box = np.array([left, top, right + 1, bottom + 1], np.float32)
+    rle = encode_rle(_on_picture(found, size))
+    return AutoMask(rle, box, found.area, found.score, found.stability, found.point, found.crop.box)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -57,6 +59,15 @@ class Geometry:
             height, width = self.resized(size)
             logits_NKhw = logits_NKhw[..., :height, :width]
         return F.interpolate(logits_NKhw, size=size, mode="bilinear", align_corners=False)
+
+    def each_on_image(self, logits_Mhw: np.ndarray, size: tuple[int, int]) -> Iterator[np.ndarray]:
+        """As `to_image`, mask by mask, float32 (height, width) each: OpenCV takes a tenth of the time on a CPU."""
+        for logits in logits_Mhw:
+            if self.letterbox:
+                height, width = self.resized(size)
+                logits = cv2.resize(logits, (self.image_size, self.image_size), interpolation=cv2.INTER_LINEAR)
+                logits = logits[:height, :width]
+            yield cv2.resize(logits, size[::-1], interpolation=cv2.INTER_LINEAR)
 
     @staticmethod
     def _pad(x: Tensor, side: int) -> Tensor:

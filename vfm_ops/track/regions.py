@@ -12,10 +12,31 @@ FILLED_LOGIT = 0.1  # of a hole in a video's mask, as in SAM 2: just inside, so 
 
 def small_regions(mask_HW: np.ndarray, most_area: int) -> np.ndarray:
     """bool (H, W): the 8-connected regions of a bool mask that have at most `most_area` pixels."""
-    count, labels, stats, _ = cv2.connectedComponentsWithStats(mask_HW.astype(np.uint8), connectivity=8)
-    small = stats[:, cv2.CC_STAT_AREA] <= most_area
+    labels, areas = _regions(mask_HW)
+    return (areas <= most_area)[labels] & mask_HW
+
+
+def without_small_regions(mask_HW: np.ndarray, min_area: int) -> tuple[np.ndarray, bool]:
+    """A bool mask whose holes, and then whose islands, of fewer than `min_area` pixels are gone, and whether there were any.
+
+    Holes are regions outside of the mask, the picture's edge or not. Of islands that are all too small the largest stays.
+    """
+    holes = small_regions(~mask_HW, min_area - 1)
+    filled = mask_HW | holes
+    labels, areas = _regions(filled)
+    small = areas < min_area
     small[0] = False  # what is not in the mask
-    return small[labels] if count > 1 else np.zeros(mask_HW.shape, bool)
+    changed = bool(holes.any() or small.any())
+    if small[1:].all() and len(areas) > 1:
+        small[1 + int(np.argmax(areas[1:]))] = False
+    return filled & ~small[labels], changed
+
+
+def _regions(mask_HW: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """int32 (H, W), the region that each pixel is of, and int32 (regions,), their areas; 0 is what is not in the mask."""
+    pixels = np.ascontiguousarray(mask_HW).view(np.uint8)
+    _, labels, stats, _ = cv2.connectedComponentsWithStats(pixels, connectivity=8)
+    return labels, stats[:, cv2.CC_STAT_AREA]
 
 
 def mend_masks(logits_NHW: Tensor, max_hole_area: int = 0, max_sprinkle_area: int = 0, filled: float = 10.0) -> Tensor:
