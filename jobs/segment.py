@@ -14,16 +14,19 @@ import typer
 
 from jobs.cli import run
 from jobs.detect import read_pictures
+from jobs.model_options import with_options_of
 from jobs.prompts import boxes_of, points_of
 from vfm_ops.errors import MediaError, UsageError
 from vfm_ops.evaluate.overlay import draw_objects
 from vfm_ops.evaluate.sheet import contact_sheet
 from vfm_ops.models.shipped import DEFAULT_TRACKER
+from vfm_ops.segment.grid_settings import GridFields, GridSettings
 
 OPTIONS_OF_ARGUMENTS = {"points": "--point", "boxes": "--box"}
 MENDED = "of at most so many pixels of the model's mask"
 
 
+@with_options_of(GridFields, "--everything", without=("point_grids",))
 def command(
     pictures: Annotated[list[Path], typer.Argument(help="Image files.")],
     box: Annotated[list[str] | None, typer.Option(help="x0,y0,x1,y1 in pixels; one an object.")] = None,
@@ -40,21 +43,22 @@ def command(
     multimask_output: Annotated[bool, typer.Option(help="Choose the best of three masks, else take the one.")] = True,
     max_hole_area: Annotated[int, typer.Option(help=f"Fill holes {MENDED}.", min=0)] = 0,
     max_sprinkle_area: Annotated[int, typer.Option(help=f"Take out specks {MENDED}.", min=0)] = 0,
-    points_per_side: Annotated[int, typer.Option(help="The grid of --everything is its square.", min=1)] = 32,
-    min_iou: Annotated[float, typer.Option(help="Least predicted IoU, with --everything.")] = 0.88,
-    min_stability: Annotated[float, typer.Option(help="Least stability score, with --everything.")] = 0.95,
-    max_overlap: Annotated[float, typer.Option(help="Box IoU of two masks that are one, with --everything.")] = 0.7,
-    min_area: Annotated[int, typer.Option(help="Least pixels of a mask, with --everything.", min=0)] = 0,
+    point_grids: Annotated[
+        Path | None,
+        typer.Option(
+            help="JSON: a list of x, y from 0 to 1 for the picture and each layer of crops. With --everything."
+        ),
+    ] = None,
     sheet: Annotated[Path | None, typer.Option(help="Also draw the masks, on this picture.")] = None,
     return_logits: Annotated[Path | None, typer.Option(help="Also write mask logits, to this .npz.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON line a picture, masks as COCO RLE.")] = False,
+    **grid: Any,
 ) -> int:
     """Prints each object's box, area and predicted IoU. Exit code 1 when a picture is bad."""
     _check(bool(box or point or prompt_file), everything, return_logits)
-    from vfm_ops.segment.automatic import GridSettings
     from vfm_ops.segment.segmenter import load_segmenter
 
-    grid = GridSettings(points_per_side, min_iou, min_stability, max_overlap=max_overlap, min_area=min_area)
+    settings = GridSettings(**grid, point_grids=_grids(point_grids))
     asked = _entries(box, point, prompt_file, pictures)
     folder = prompt_file.parent if prompt_file else Path()
     areas = {"max_hole_area": max_hole_area, "max_sprinkle_area": max_sprinkle_area}
@@ -63,7 +67,7 @@ def command(
 
     def objects_of(path: Path, rgb: np.ndarray) -> list[dict[str, Any]]:
         if everything:
-            return list(_everything(segmenter, rgb, grid))
+            return list(_everything(segmenter, rgb, settings))
         return list(_prompted(segmenter, rgb, path, asked, folder, options))
 
     return _segment(pictures, objects_of, as_json, sheet, return_logits)
@@ -103,6 +107,16 @@ def _check(prompted: bool, everything: bool, return_logits: Path | None) -> None
         raise UsageError("say what to segment: --box, --point or --prompt-file, or else --everything")
     if everything and return_logits:
         raise UsageError("--return-logits goes with prompts: --everything gives masks alone")
+
+
+def _grids(file: Path | None) -> Any:
+    """What a file has instead of --points-per-side. UsageError."""
+    if file is None:
+        return None
+    try:
+        return json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise UsageError(f"--point-grids {file} can't be read as JSON: {error}") from error
 
 
 def _entries(boxes: list[str] | None, points: list[str] | None, file: Path | None, pictures: list[Path]) -> list[Any]:

@@ -264,7 +264,7 @@ class SegmentSession(_Session):
         return [_mask(candidate, size) for candidate in answer["candidates"]]
 
     def everything(self, **grid: Any) -> list[Mask]:
-        """Every object, best first. grid: points_per_side, min_iou, min_stability, max_overlap, min_area."""
+        """Every object, best first. grid: the settings of `vfm_ops.segment.grid_settings.GridFields`, by name."""
         answer = self._client._post(f"segment/sessions/{self.id}/everything", grid)
         return [_mask(found, (0, 0)) for found in answer["masks"]]
 

@@ -40,6 +40,8 @@ def folder(tmp_path_factory, bikes):
         ("picture.png --prompt-file wrong.yaml", "--prompt-file wrong.yaml, entry 1: pionts: unknown key"),
         ("picture.png --prompt-file other.yaml", "names other.png, which is none of the pictures"),
         ("absent.png --everything", "there is no file absent.png"),
+        ("picture.png --everything --crop-n-layers 9", "--crop-n-layers is 9: it should be less than or equal to 4"),
+        ("picture.png --everything --point-grids none.json", "--point-grids none.json can't be read as JSON"),
     ],
 )
 def test_a_wrong_segment_is_a_sentence_and_exit_code_2(folder, monkeypatch, capsys, options, said):

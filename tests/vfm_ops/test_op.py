@@ -221,7 +221,7 @@ def test_boxes_tracks_and_masks_are_those_of_the_libraries(photograph_of_shapes)
     found = load_detector("owlvit:pocket", device="cpu").detect([rgb], "a red square . a blue circle .", nms_iou=0.5)[0]
     assert [r["label"] for r in rows] == list(found.labels)
     np.testing.assert_allclose([r["box"] for r in rows], found.boxes, atol=0.01)
-    loose = {"points_per_side": 3, "min_iou": 0.0, "min_stability": 0.0}
+    loose = {"points_per_side": 3, "min_iou": 0.0, "min_stability": 0.0, "crop_n_layers": 1, "min_mask_region_area": 9}
     masks = load_op({"segment": loose})([rgb])["rows"].to_pylist()[0]
     expected = generate_masks(load_segmenter("sam2:pocket", device="cpu"), rgb, GridSettings(**loose))
     assert len(masks) == len(expected) > 0

@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from pydantic import Field
 
 from vfm_ops import op
 from vfm_ops.arrow_types import BOX, MASK
 from vfm_ops.models.checkpoint import remembered_digest
 from vfm_ops.models.resolve import find_checkpoint
 from vfm_ops.models.shipped import DEFAULT_TRACKER
+from vfm_ops.segment.grid_settings import GridFields
 
 COLUMNS = {
     "box": BOX,  # xyxy, pixels of the stored frame
@@ -24,15 +24,10 @@ COLUMNS = {
 }
 
 
-class SegmentSettings(op.Settings):
-    """The model, and which masks are kept: see `vfm_ops.segment.automatic.GridSettings`."""
+class SegmentSettings(op.Settings, GridFields):
+    """The model, and which masks are kept: see `vfm_ops.segment.grid_settings.GridFields`."""
 
     model: str = DEFAULT_TRACKER
-    points_per_side: int = Field(32, gt=0, le=256)
-    min_iou: float = Field(0.88, ge=0, le=1)
-    min_stability: float = Field(0.95, ge=0, le=1)
-    max_overlap: float = Field(0.7, ge=0, le=1)
-    min_area: int = Field(0, ge=0)  # pixels
 
 
 class Segment(op.Op):

@@ -7,6 +7,7 @@ stability_offset (stability_score_offset), max_overlap (box_nms_thresh) and poin
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import numpy as np
@@ -55,6 +56,16 @@ class GridFields(BaseModel):
             )
         return self
 
+    def points(self, layer: int) -> np.ndarray:
+        """float64 (N, 2) xy from 0 to 1: the grid of a layer of crops, 0 being the whole picture."""
+        if self.point_grids is not None:
+            return np.asarray(self.point_grids[layer], np.float64).reshape(-1, 2)
+        return point_grid(math.floor(self.points_per_side / self.crop_n_points_downscale_factor**layer))
+
+    def prompts(self) -> int:
+        """How many points a picture is asked about, crops included."""
+        return sum(4**layer * len(self.points(layer)) for layer in range(self.crop_n_layers + 1))
+
 
 class GridSettings(GridFields):
     """Settings of `generate_masks`; points_at_once: prompts decoded together, which bounds memory.
@@ -75,18 +86,13 @@ class GridSettings(GridFields):
     points_at_once: int = Field(64, ge=1)
 
     def __init__(self, **settings: Any) -> None:
-        if settings.get("point_grids") is not None:
-            settings["point_grids"] = [np.asarray(grid).tolist() for grid in settings["point_grids"]]
+        if isinstance(settings.get("point_grids"), Sequence):
+            grids = settings["point_grids"]
+            settings["point_grids"] = [grid.tolist() if isinstance(grid, np.ndarray) else grid for grid in grids]
         try:
             super().__init__(**settings)
         except ValidationError as error:
             raise UsageError(_sentence(error)) from error
-
-    def points(self, layer: int) -> np.ndarray:
-        """float64 (N, 2) xy from 0 to 1: the grid of a layer of crops, 0 being the whole picture."""
-        if self.point_grids is not None:
-            return np.asarray(self.point_grids[layer], np.float64).reshape(-1, 2)
-        return point_grid(math.floor(self.points_per_side / self.crop_n_points_downscale_factor**layer))
 
 
 def point_grid(points_per_side: int) -> np.ndarray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import gc
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,6 +23,14 @@ if TYPE_CHECKING:
 EXPIRY_CHECKS_S = 5.0
 
 
+@dataclass(frozen=True)
+class _Opened:
+    """image: as it came; crops are cut from its pixels, which would take more room than the encoding."""
+
+    encoded: EncodedImage
+    image: bytes
+
+
 class Segmentation(HoldsSessions):
     """The deployment. A session's requests all reach the replica that holds its encoding (hashed by the session's id)."""
 
@@ -31,7 +40,7 @@ class Segmentation(HoldsSessions):
         chosen, limit = ModelChoice(**choice), RequestLimits(**limits)
         self._decoder = Decoder(limit.media())
         self._segmenter = LoadedModel(lambda: load_segmenter(chosen.spec, device=chosen.device), chosen.is_eager)
-        self._sessions: Sessions[EncodedImage] = Sessions(limit.sessions, limit.session_s)
+        self._sessions: Sessions[_Opened] = Sessions(limit.sessions, limit.session_s)
         self._one_at_a_time = asyncio.Lock()
         self._expiry = asyncio.get_running_loop().create_task(expire_for_ever(self._sessions))
 
@@ -42,20 +51,23 @@ class Segmentation(HoldsSessions):
         (rgb,) = await asyncio.to_thread(self._decoder.pixels, [image])
         async with self._one_at_a_time:
             encoded = await asyncio.to_thread(segmenter.encode, rgb)
-        self._sessions.add(session, encoded)
+        self._sessions.add(session, _Opened(encoded, image))
         return {"width": rgb.shape[1], "height": rgb.shape[0], "expires_s": self._sessions.expires_s}
 
     async def segment(self, session: str, prompt: dict[str, Any]) -> list[dict[str, Any]]:
         """Candidates, best first: mask (COCO RLE), box, score. prompt: a `SegmentClick`. UsageError; Problem 404."""
-        segmenter, encoded = await self._segmenter.get(), self._sessions.get(session)
+        segmenter, opened = await self._segmenter.get(), self._sessions.get(session)
         async with self._one_at_a_time:
-            return await asyncio.to_thread(_candidates, segmenter, encoded, prompt)
+            return await asyncio.to_thread(_candidates, segmenter, opened.encoded, prompt)
 
     async def everything(self, session: str, grid: dict[str, Any]) -> list[dict[str, Any]]:
         """Masks of all that a grid of points finds, best first. grid: a `SegmentEverything`. Problem 404."""
-        segmenter, encoded = await self._segmenter.get(), self._sessions.get(session)
+        segmenter, opened = await self._segmenter.get(), self._sessions.get(session)
+        rgb = None
+        if grid["crop_n_layers"]:
+            (rgb,) = await asyncio.to_thread(self._decoder.pixels, [opened.image])
         async with self._one_at_a_time:
-            return await asyncio.to_thread(_everything, segmenter, encoded, grid)
+            return await asyncio.to_thread(_everything, segmenter, opened.encoded, rgb, grid)
 
     def __del__(self) -> None:
         if hasattr(self, "_decoder"):
@@ -88,12 +100,14 @@ def _candidates(segmenter: Segmenter, encoded: EncodedImage, prompt: dict[str, A
     return candidates
 
 
-def _everything(segmenter: Segmenter, encoded: EncodedImage, grid: dict[str, Any]) -> list[dict[str, Any]]:
+def _everything(
+    segmenter: Segmenter, encoded: EncodedImage, rgb: np.ndarray | None, grid: dict[str, Any]
+) -> list[dict[str, Any]]:
     from vfm_ops.segment.automatic import GridSettings, generate_masks
 
     return [
         {"score": m.score, "mask": m.rle, "box": m.box.tolist(), "area": m.area, "stability": m.stability}
-        for m in generate_masks(segmenter, encoded, GridSettings(**grid))
+        for m in generate_masks(segmenter, encoded if rgb is None else rgb, GridSettings(**grid), encoded)
     ]
 
 

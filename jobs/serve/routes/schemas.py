@@ -8,8 +8,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
+from vfm_ops.segment.grid_settings import GridFields
+
 MAP_POINTS = 4000  # shown, unless a client asks for others
 MOST_SELECTED = 100_000
+MOST_GRID_POINTS = 8192  # of one request for everything: minutes of a large model on CPUs
 
 
 def _decode(value: Any) -> bytes:
@@ -215,14 +218,20 @@ class SegmentClick(Prompted):
     max_sprinkle_area: int = Field(0, ge=0, le=1_000_000, description="Specks of so many are taken out.")
 
 
-class SegmentEverything(Body):
-    """A grid of points, and which masks are kept; see `vfm segment --everything`."""
+class SegmentEverything(Body, GridFields):
+    """Grids of points, layers of crops, and which masks are kept; see `vfm segment --everything`."""
 
-    points_per_side: int = Field(32, ge=1, le=64)
-    min_iou: float = Field(0.88, ge=0, le=1)
-    min_stability: float = Field(0.95, ge=0, le=1)
-    max_overlap: float = Field(0.7, ge=0, le=1)
-    min_area: int = Field(0, ge=0, le=100_000_000)
+    points_per_side: int = Field(32, ge=1, le=64, description="The grid of points is its square.")
+    crop_n_layers: int = Field(0, ge=0, le=2, description="Look at 2 x 2 crops too, then at 4 x 4: small things.")
+
+    @model_validator(mode="after")
+    def _affordable(self) -> SegmentEverything:
+        if self.prompts() > MOST_GRID_POINTS:
+            raise ValueError(
+                f"{self.prompts()} points in all, crops included: ask about at most {MOST_GRID_POINTS}, "
+                "with fewer points_per_side or a greater crop_n_points_downscale_factor"
+            )
+        return self
 
 
 class TrackOpen(Body):

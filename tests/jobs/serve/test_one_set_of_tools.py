@@ -255,13 +255,18 @@ def test_everything_is_found_alike_from_everywhere(client, picture, capsys):
 
     rgb = cv2.cvtColor(cv2.imread(str(picture)), cv2.COLOR_BGR2RGB)
     grid = {"points_per_side": 6, "min_iou": 0.1, "min_stability": 0.1, "max_overlap": 0.9, "min_area": 20}
+    grid |= {"crop_n_layers": 1, "crop_n_points_downscale_factor": 2, "min_mask_region_area": 10}
     ours = generate_masks(load_segmenter(MODEL, device="cpu"), rgb, GridSettings(**grid))
-    assert len(ours) > 3
+    assert len({m.crop_box for m in ours}) > 2
     options = [part for name, value in grid.items() for part in (f"--{name.replace('_', '-')}", str(value))]
     assert main(["segment", str(picture), "--everything", "--json", "--device", "cpu", *options]) == 0
     by_command = json.loads(capsys.readouterr().out)["objects"]
     with client.segment(picture) as session:
         over_http = session.everything(**grid)
+        with pytest.raises(ServerError, match="20480 points in all, crops included: ask about at most 8192"):
+            session.everything(points_per_side=64, crop_n_layers=1)
+        with pytest.raises(ServerError, match="1 layers of crops and the whole picture need 2"):
+            session.everything(point_grids=[[[0.5, 0.5]]], crop_n_layers=1)
     assert [m.rle for m in ours] == [row["mask"] for row in by_command] == [m.rle for m in over_http]
 
 

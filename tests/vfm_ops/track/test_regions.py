@@ -18,7 +18,7 @@ def mended_by_hand(mask: np.ndarray, least: int) -> tuple[np.ndarray, bool]:
         areas = ndimage.sum_labels(np.ones_like(labels), labels, range(1, count + 1))
         gone = [n for n, area in enumerate(areas, 1) if area < least]
         changed = changed or bool(gone)
-        if inside and len(gone) == count:
+        if inside and gone and len(gone) == count:
             gone.remove(1 + int(np.argmax(areas)))
         mask = np.where(np.isin(labels, gone), not inside, mask)
     return mask, changed
