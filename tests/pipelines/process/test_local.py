@@ -136,8 +136,8 @@ def check_only_the_white_one_lacks(lake: Lake, column: str) -> None:
 @pytest.mark.chaos
 @pytest.mark.parametrize("late", [False, True])
 def test_on_ray_it_costs_no_more(lake, ray_local, late):
-    if late >= chaos_count(1, 2):
-        pytest.skip("one of two in make test: make setup && make chaos runs both")
+    if late >= chaos_count(0, 2):
+        pytest.skip("some minutes where a machine is busy: make setup && make chaos runs it")
     on_ray = Resources(cpus_per_actor=1)
     if late:
         process(lake, Recipe(ops=("quality",), resources=on_ray))
