@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -37,7 +37,7 @@ OPS = "tests.pipelines.process.measured_ops"
 APART = Resources(fuse=False, actors=1, decode_actors=1, cpus_per_actor=1)
 PICTURES = 12
 
-Samples = dict[tuple[str, str], float]  # by name and one label's value
+Sample = tuple[str, dict[str, str], float]
 
 
 def new_lake(folder: Path) -> Lake:
@@ -62,15 +62,19 @@ def run(lake: Lake, folder: Path, where: Resources) -> dict[str, Counter[str]]:
 
 def counted(text: str, lake: Lake) -> dict[str, Counter[str]]:
     """Samples of a lake by name, then by the value of the label that tells them apart; summed."""
+    return summed(samples(text), lake)
+
+
+def summed(told: Iterable[Sample], lake: Lake) -> dict[str, Counter[str]]:
     found: dict[str, Counter[str]] = {}
-    for name, labels, value in samples(text):
+    for name, labels, value in told:
         if labels.get("lake") == lake.root:
             which = next((labels[key] for key in ("op", "table", "kind") if key in labels), "")
             found.setdefault(name.removeprefix("ray_"), Counter())[which] += value
     return found
 
 
-def samples(text: str) -> Iterator[tuple[str, dict[str, str], float]]:
+def samples(text: str) -> Iterator[Sample]:
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
             yield sample.name, sample.labels, sample.value
@@ -103,29 +107,41 @@ def on_ray(tmp_path_factory, ray_local) -> set[str]:
     lake = new_lake(folder)
     with scraping() as seen:
         check(run(lake, folder, APART), lake, folder)
-        seen.wait(lambda text: "vfm_pending_fragments" in counted(text, lake))
-    check(counted(seen.text, lake), lake, folder)
+        seen.wait(lambda: check(summed(seen.samples(), lake), lake, folder))
     return seen.names
 
 
 class Scrapes:
-    """What was exported by a node of Ray: names that were ever seen, and the last text."""
+    """What a node of Ray exported: the names, and the last value of each series; a gauge that nobody tells any more is gone."""
 
     def __init__(self) -> None:
         self.names: set[str] = set()
-        self.text = ""
+        self._series: dict[tuple[str, frozenset], Sample] = {}
         self._changed = threading.Condition()
 
     def add(self, text: str) -> None:
+        own = "".join(line for line in text.splitlines(keepends=True) if "ray_vfm_" in line)
         with self._changed:
-            self.text = text
             self.names |= set(re.findall(r"^[a-zA-Z_:][\w:]*", text, re.MULTILINE))
+            self._series |= {(name, frozenset(labels.items())): (name, labels, v) for name, labels, v in samples(own)}
             self._changed.notify_all()
 
-    def wait(self, enough) -> None:
-        """Ray's processes tell their agent every ten seconds."""
+    def samples(self) -> list[Sample]:
+        return list(self._series.values())
+
+    def wait(self, check: Callable[[], None]) -> None:
+        """Until a check holds: Ray's processes tell their agent every ten seconds. Raises what it did not hold for."""
         with self._changed:
-            assert self._changed.wait_for(lambda: enough(self.text), timeout=60)
+            self._changed.wait_for(lambda: holds(check), timeout=120)
+            check()
+
+
+def holds(check: Callable[[], None]) -> bool:
+    try:
+        check()
+    except (AssertionError, KeyError):
+        return False
+    return True
 
 
 @contextmanager
