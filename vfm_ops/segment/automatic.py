@@ -18,13 +18,14 @@ from torch import Tensor
 from vfm_ops.errors import UsageError
 from vfm_ops.segment.crops import Crop, crop_layers
 from vfm_ops.segment.geometry import Geometry
-from vfm_ops.segment.grid_decoder import Decoded, GridDecoder
+from vfm_ops.segment.grid_decoder import BYTES_AT_ONCE, Decoded, GridDecoder
 from vfm_ops.segment.grid_settings import GridSettings
 from vfm_ops.segment.segmenter import EncodedImage, Segmenter
 from vfm_ops.track.frames import checked_rgb
 from vfm_ops.track.masks import Rle, encode_rle
 from vfm_ops.track.regions import without_small_regions
 
+CROPS_AT_ONCE = 8
 FED_BACK = 32.0  # logits that are fed back are clamped to +-32, as in SAM 2
 
 
@@ -91,8 +92,7 @@ def generate_masks(
     if isinstance(image, EncodedImage) and len(crops) > 1:
         raise UsageError("`crop_n_layers` needs the picture itself: give it beside its encoding")
     found: list[_Found] = []
-    for crop in crops:
-        seen = encoded if crop.layer == 0 and encoded else segmenter.encode(crop.of(np.asarray(image)))
+    for crop, seen in _encoded(segmenter, image, crops, encoded):
         found += _in_crop(segmenter, seen, crop, settings, size)
     if len(crops) > 1:
         # The smaller crop shows more of a thing.
@@ -109,16 +109,33 @@ def stability_scores(logits_NHW: Tensor, offset: float, threshold: float = 0.0) 
     return torch.where(outer > 0, inner / outer.clamp(min=1), 0.0)
 
 
+def _encoded(
+    segmenter: Segmenter, image: np.ndarray | EncodedImage, crops: list[Crop], encoded: EncodedImage | None
+) -> Iterator[tuple[Crop, EncodedImage]]:
+    """Each crop with its encoding, a few in one pass of the encoder."""
+    if encoded is not None:
+        yield crops[0], encoded
+        crops = crops[1:]
+    # A large model's maps of several crops leave a CPU's caches: one by one is faster there.
+    at_once = CROPS_AT_ONCE
+    if segmenter.device.type == "cpu":
+        at_once = max(1, min(at_once, BYTES_AT_ONCE // (24 * segmenter.geometry.image_size**2)))
+    for start in range(0, len(crops), at_once):
+        group = crops[start : start + at_once]
+        yield from zip(group, segmenter.encode_batch([c.of(np.asarray(image)) for c in group], at_once), strict=True)
+
+
 def _in_crop(
     segmenter: Segmenter, encoded: EncodedImage, crop: Crop, settings: GridSettings, size: tuple[int, int]
 ) -> list[_Found]:
     """Distinct masks of one crop of a picture of `size`, the most confident first."""
     left, top, _, _ = crop.box
     points = (settings.points(crop.layer) * np.array(encoded.size[::-1])).astype(np.float32)
+    stable = stable_on_cpu if segmenter.device.type == "cpu" else stable_on_device
     found = []
     for part in _decoded(segmenter, encoded, points, settings):
         scores, owners = part.scores_M.tolist(), part.point_M.tolist()
-        for i, stability, mask in _stable(part.logits_Mhw, segmenter.geometry, encoded.size, settings):
+        for i, stability, mask in stable(part.logits_Mhw, segmenter.geometry, encoded.size, settings):
             area = int(np.count_nonzero(mask))
             x, y, width, height = cv2.boundingRect(mask.view(np.uint8))
             box = (x, y, x + width - 1, y + height - 1)
@@ -157,27 +174,31 @@ def _decoded(
             multimask_output=False,
         )
         keep = sure(refined.scores_NK[:, 0])
-        yield Decoded(
-            refined.logits_NKhw[keep, 0], refined.scores_NK[keep, 0], part.point_M[keep], part.candidate_M[keep]
-        )
+        if bool(keep.any()):
+            logits, scores = refined.logits_NKhw[keep, 0], refined.scores_NK[keep, 0]
+            yield Decoded(logits, scores, part.point_M[keep], part.candidate_M[keep])
 
 
-def _stable(
+def stable_on_cpu(
     logits_Mhw: Tensor, geometry: Geometry, size: tuple[int, int], settings: GridSettings
 ) -> Iterator[tuple[int, float, np.ndarray]]:
     """Masks on the image that hardly depend on where logits are cut: (which of M, stability, bool (height, width))."""
     offset, cut, least = settings.stability_offset, settings.mask_threshold, np.float32(settings.min_stability)
-    if logits_Mhw.device.type == "cpu":
-        for i, logits in enumerate(geometry.each_on_image(logits_Mhw.numpy(), size)):
-            outer = np.count_nonzero(logits > cut - offset)
-            stability = np.float32(np.count_nonzero(logits > cut + offset)) / np.float32(max(1, outer))
-            if stability > least or settings.min_stability == 0:
-                yield i, float(stability), logits > cut
-        return
+    for i, logits in enumerate(geometry.each_on_image(logits_Mhw.numpy(), size)):
+        outer = np.count_nonzero(logits > cut - offset)
+        stability = np.float32(np.count_nonzero(logits > cut + offset)) / np.float32(max(1, outer))
+        if stability > least or settings.min_stability == 0:
+            yield i, float(stability), logits > cut
+
+
+def stable_on_device(
+    logits_Mhw: Tensor, geometry: Geometry, size: tuple[int, int], settings: GridSettings
+) -> Iterator[tuple[int, float, np.ndarray]]:
+    """As `stable_on_cpu`, all of them at once where they lie."""
     on_image = geometry.to_image(logits_Mhw[None], size)[0]
-    scores = stability_scores(on_image, offset, cut)
+    scores = stability_scores(on_image, settings.stability_offset, settings.mask_threshold)
     stable = (scores > settings.min_stability) | (settings.min_stability == 0)
-    masks = (on_image[stable] > cut).cpu().numpy()
+    masks = (on_image[stable] > settings.mask_threshold).cpu().numpy()
     for i, mask in zip(torch.nonzero(stable).flatten().tolist(), masks, strict=True):
         yield i, float(scores[i]), mask
 

@@ -14,8 +14,15 @@ from tests.vfm_ops.track.test_regions import mended_by_hand
 from vfm_ops.errors import UsageError
 from vfm_ops.models.resolve import find_checkpoint
 from vfm_ops.segment import crops
-from vfm_ops.segment.automatic import GridSettings, generate_masks, stability_scores
+from vfm_ops.segment.automatic import (
+    GridSettings,
+    generate_masks,
+    stability_scores,
+    stable_on_cpu,
+    stable_on_device,
+)
 from vfm_ops.segment.crops import crop_layers
+from vfm_ops.segment.geometry import Geometry
 from vfm_ops.segment.grid_settings import point_grid
 from vfm_ops.segment.segmenter import load_segmenter
 from vfm_ops.track.masks import decode_rle
@@ -199,6 +206,20 @@ def test_masks_fed_back_are_what_the_model_makes_of_them(sam2_folder, photograph
         assert (decode_rle(mask.rle) != expected[round(mask.score, 4)]).mean() < 1e-3
 
 
+@pytest.mark.parametrize("letterbox", [True, False])
+@pytest.mark.parametrize("size", [(40, 90), (300, 211)])
+def test_a_gpu_keeps_the_masks_that_a_cpu_keeps(letterbox, size):
+    geometry = Geometry(128, letterbox, (0.5,) * 3, (0.5,) * 3)
+    logits = torch.randn(20, 4, 4, generator=torch.Generator().manual_seed(0)) * 4
+    logits = torch.nn.functional.interpolate(logits[None], size=(32, 32), mode="bicubic")[0]
+    settings = GridSettings(min_stability=0.7, mask_threshold=0.3)
+    by_one, by_other = (list(f(logits, geometry, size, settings)) for f in (stable_on_cpu, stable_on_device))
+    assert 0 < len(by_one) < 20
+    assert [i for i, *_ in by_one] == [i for i, *_ in by_other]
+    np.testing.assert_allclose([s for _, s, _ in by_one], [s for _, s, _ in by_other], atol=1e-4)
+    assert all((a != b).mean() < 1e-4 for (*_, a), (*_, b) in zip(by_one, by_other, strict=True))
+
+
 def test_small_masks_are_left_out(sam_folder, photograph):
     segmenter = load_segmenter(f"sam:{sam_folder}", device="cpu")
     loose = {"points_per_side": 4, "min_iou": 0.0, "min_stability": 0.0, "max_overlap": 1.0}
@@ -250,7 +271,7 @@ def test_an_encoded_image_is_not_encoded_again(sam_folder, photograph):
         ({"crop_overlap_ratio": 1}, "`crop_overlap_ratio` is 1: it should be less than 1"),
         ({"min_iou": "much"}, "`min_iou` is much: it should be a valid number"),
         ({"point_grids": [point_grid(2)], "crop_n_layers": 1}, "point_grids has 1 grids"),
-        ({"point_grids": [[[2, 0.5]]]}, "`point_grids` is 2.0: it should be less than or equal to 1"),
+        ({"point_grids": [[[2, 0.5]]]}, "`point_grids` is 2: it should be less than or equal to 1"),
         ({"crop_layers": 1}, "no setting crop_layers: it has points_per_side, min_iou"),
     ],
 )
