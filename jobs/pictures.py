@@ -19,9 +19,22 @@ from vfm_ops.evaluate.sheet import contact_sheet
 
 CELL = (240, 180)
 QUALITY = 80
-FEW = {"height": 240, "width": 320, "objects": (3, 3), "radius": (0.16, 0.24), "photographic": 0.0, "degrade": False}
-MANY = {**FEW, "objects": (14, 14), "radius": (0.04, 0.12), "overlap": 0.0}
-SURE = {"points_per_side": 14, "min_iou": 0.6, "min_stability": 0.75, "min_area": 40, "min_mask_region_area": 40}
+FEW: dict[str, Any] = {
+    "height": 240,
+    "width": 320,
+    "objects": (3, 3),
+    "radius": (0.16, 0.24),
+    "photographic": 0.0,
+    "degrade": False,
+}
+MANY: dict[str, Any] = {**FEW, "objects": (14, 14), "radius": (0.04, 0.12), "overlap": 0.0}
+SURE: dict[str, Any] = {
+    "points_per_side": 14,
+    "min_iou": 0.6,
+    "min_stability": 0.75,
+    "min_area": 40,
+    "min_mask_region_area": 40,
+}
 FRAMES = 48
 
 
@@ -104,7 +117,7 @@ def tracked(seed: int) -> list[tuple[str, np.ndarray]]:
     session = VideoSession(load_tracker("sam2:pocket"), [scene.rgb for scene in scenes])
     for number, box in enumerate(scenes[0].boxes_N4, 1):
         session.add_new_points_or_box(0, number, box=box.tolist())
-    made = []
+    made: list[tuple[str, np.ndarray]] = []
     for masks in session.propagate_in_video():
         if masks.frame_index % (FRAMES // 6) == 0:
             objects = [{"mask": masks.mask(i), "track_id": i} for i in masks.object_ids]

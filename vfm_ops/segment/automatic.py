@@ -186,7 +186,7 @@ def stable_on_cpu(
     offset, cut, least = settings.stability_offset, settings.mask_threshold, np.float32(settings.min_stability)
     for i, logits in enumerate(geometry.each_on_image(logits_Mhw.numpy(), size)):
         outer = np.count_nonzero(logits > cut - offset)
-        stability = np.float32(np.count_nonzero(logits > cut + offset)) / np.float32(max(1, outer))
+        stability = np.float32(np.count_nonzero(logits > cut + offset)) / np.float32(max(1, int(outer)))
         if stability > least or settings.min_stability == 0:
             yield i, float(stability), logits > cut
 
