@@ -108,7 +108,9 @@ def _colour_histograms(windows: Any) -> Any:
     batch, frames = windows.shape[:2]
     r, g, b = (windows.flatten(2, 3).long() // 32).unbind(3)
     bins = (64 * r + 8 * g + b).flatten(0, 1)
-    counts = torch.zeros(batch * frames, 512).scatter_add(1, bins, torch.ones(bins.shape))
+    where = windows.device
+    ones = torch.ones(bins.shape, device=where)
+    counts = torch.zeros(batch * frames, 512, device=where).scatter_add(1, bins, ones)
     return torch.nn.functional.normalize(counts, dim=1).unflatten(0, (batch, frames))
 
 

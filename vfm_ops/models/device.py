@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     import torch
 
 PRECISIONS = ("auto", "exact", "bf16", "fp16")
+# Where a driver shows its cards: Linux, and Linux inside of Windows. Without either, nobody waits for torch to look for one.
+CARD_NODES = ("/dev/nvidiactl", "/dev/dxg")
 
 
 def resolve_device(device: str) -> str:
@@ -24,7 +26,8 @@ def resolve_device(device: str) -> str:
     if device != "auto" and device.split(":")[0] != "cuda":
         raise UsageError(f"unknown device {device!r}: use auto, cpu, cuda or cuda:N")
     has_card = False
-    if device != "auto" or (Path("/dev/nvidiactl").exists() and os.environ.get("CUDA_VISIBLE_DEVICES") != ""):
+    shown = any(Path(node).exists() for node in CARD_NODES) and os.environ.get("CUDA_VISIBLE_DEVICES") != ""
+    if device != "auto" or shown:
         import torch
 
         has_card = torch.cuda.is_available()

@@ -5,18 +5,24 @@ from __future__ import annotations
 import logging
 import warnings
 from collections import deque
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from vfm_ops.models.compiled import Batch, CompiledModule, Request, tile
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 log = logging.getLogger(__name__)
 
 # On a CPU, EfficientNet-Lite0 in float32 on one thread: 38, 33, 34, 25, 28, 22 images/s at 1, 2, 4, 8, 16, 32.
 STATIC_BATCH = {"cpu": 4, "cuda": 64}
 AHEAD = 2  # batches queued on a card before the oldest is read back
+
+Outputs = tuple[Any, ...]
 
 
 def build(request: Request, precision: str) -> TorchModule:
@@ -41,6 +47,7 @@ class TorchModule(CompiledModule):
         self.device = torch.device(request.device)
         self.batch = request.static_batch or STATIC_BATCH[self.device.type]
         self._dtype = {"exact": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+        self._copies = _CardCopies(self.device) if self.device.type == "cuda" else _NoCopies()
         self._forward: Any = request.load().to(self.device)
         if as_it_is:
             return
@@ -74,16 +81,23 @@ class TorchModule(CompiledModule):
 
     def map(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         """See CompiledModule.map. On a card, copies and kernels of AHEAD batches are queued before a result is read."""
-        ahead = AHEAD if self.device.type == "cuda" else 0
-        queued: deque[list[tuple[Any, ...]]] = deque()
+        queued: deque[list[Callable[[], Outputs]]] = deque()
         for batch in batches:
             queued.append(self._launch(batch if isinstance(batch, tuple) else (batch,)))
-            if len(queued) > ahead:
+            if len(queued) > self._copies.ahead:
                 yield _read(queued.popleft())
         while queued:
             yield _read(queued.popleft())
 
-    def _launch(self, inputs: tuple[np.ndarray, ...]) -> list[tuple[Any, ...]]:
+    def on_device(self, *tensors: Tensor) -> Outputs:
+        """The forward of one static batch that lies on the module's device, and its outputs there: nothing is copied."""
+        import torch
+
+        with torch.inference_mode(), self._autocast():
+            out = self._forward(*tensors)
+        return tuple(o.float() if o.is_floating_point() else o for o in (out if isinstance(out, tuple) else (out,)))
+
+    def _launch(self, inputs: tuple[np.ndarray, ...]) -> list[Callable[[], Outputs]]:
         import torch
 
         parts = []
@@ -95,14 +109,65 @@ class TorchModule(CompiledModule):
                 if count == self.batch
                 else tuple(tile(a if count else np.zeros_like(a, shape=(1, *a.shape[1:])), self.batch) for a in part)
             )
-            tensors = [torch.from_numpy(np.ascontiguousarray(a)) for a in fixed]
-            if self.device.type == "cuda":
-                tensors = [t.pin_memory().to(self.device, non_blocking=True) for t in tensors]
-            with torch.inference_mode(), self._autocast():
-                out = self._forward(*tensors)
-            outs = out if isinstance(out, tuple) else (out,)
-            parts.append(tuple((o.float() if o.is_floating_point() else o)[:count] for o in outs))
+            tensors = self._copies.upload([torch.from_numpy(np.ascontiguousarray(a)) for a in fixed])
+            parts.append(self._copies.download(tuple(o[:count] for o in self.on_device(*tensors))))
         return parts
+
+
+class _NoCopies:
+    """Of a CPU: a batch is computed where it lies, and is there when its forward returns."""
+
+    ahead = 0
+
+    def upload(self, tensors: list[Tensor]) -> list[Tensor]:
+        """The tensors, where the module is."""
+        return tensors
+
+    def download(self, outputs: Outputs) -> Callable[[], Outputs]:
+        """What gives the outputs on the host."""
+        return lambda: outputs
+
+
+class _CardCopies:
+    """Of a card: both ways through pinned memory, and neither in the way of its kernels.
+
+    Batches go up on a stream of their own, while earlier ones are computed. Results come back on the computing stream, right
+    behind their batch, and a reader waits for that batch alone: a copy that is asked for later would stand behind the kernels
+    of all batches launched since, and leave the card with nothing to do while the host goes on.
+    """
+
+    ahead = AHEAD
+
+    def __init__(self, device: torch.device) -> None:
+        import torch
+
+        self.device, self.stream = device, torch.cuda.Stream(device)
+
+    def upload(self, tensors: list[Tensor]) -> list[Tensor]:
+        """The tensors on the card; what is launched next waits for them, the host does not."""
+        import torch
+
+        computing = torch.cuda.current_stream(self.device)
+        with torch.cuda.stream(self.stream):
+            moved = [t.pin_memory().to(self.device, non_blocking=True) for t in tensors]
+        computing.wait_stream(self.stream)
+        for tensor in moved:
+            tensor.record_stream(computing)  # or its memory is given to the next copy while kernels still read it
+        return moved
+
+    def download(self, outputs: Outputs) -> Callable[[], Outputs]:
+        """What waits for the outputs, and gives them on the host."""
+        import torch
+
+        on_host = tuple(o.to("cpu", non_blocking=True) for o in outputs)  # torch makes the target pinned
+        done = torch.cuda.Event()
+        done.record(torch.cuda.current_stream(self.device))
+
+        def read() -> Outputs:
+            done.synchronize()
+            return on_host
+
+        return read
 
 
 def _use_channels_last(module: Any) -> None:
@@ -115,7 +180,9 @@ def _use_channels_last(module: Any) -> None:
             weight.data = weight.data.contiguous(memory_format=formats[weight.dim()])
 
 
-def _read(parts: list[tuple[Any, ...]]) -> Batch:
-    """Copy the parts of one batch to the host and join them."""
-    joined = tuple(np.concatenate([o.cpu().numpy() for o in column]) for column in zip(*parts, strict=True))
+def _read(parts: list[Callable[[], Outputs]]) -> Batch:
+    """The parts of one batch, joined."""
+    joined = tuple(
+        np.concatenate([o.numpy() for o in column]) for column in zip(*(part() for part in parts), strict=True)
+    )
     return joined if len(joined) > 1 else joined[0]

@@ -75,6 +75,7 @@ def compile_image_encoder(
     from torch import Tensor
 
     from vfm_ops.models.runtime import compile_module
+    from vfm_ops.models.torch_runtime import TorchModule
 
     example = np.zeros((1, network.image_size, network.image_size, 3), np.uint8)
     compiled = compile_module(
@@ -86,6 +87,9 @@ def compile_image_encoder(
         cache_key=f"sam2-image-encoder-{network.fingerprint()}-{network.image_size}",
         static_batch=1,
     )
+
+    if isinstance(compiled, TorchModule):  # maps stay on the card, where the rest of the network wants them
+        return compiled.on_device
 
     def encode(squares: Tensor) -> tuple[np.ndarray, ...]:
         return tuple(compiled(squares.cpu().numpy()))

@@ -51,6 +51,21 @@ def test_an_empty_prompt_is_refused_by_every_detector(load, family):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+def test_pictures_are_resized_where_the_model_is(load, family, monkeypatch):
+    detector = load(family)
+    processor = type(detector.processor.image_processor)
+    seen, call = [], processor.__call__
+
+    def spy(self, *images, **settings):
+        seen.append(settings.get("device"))
+        return call(self, *images, **settings)
+
+    monkeypatch.setattr(processor, "__call__", spy)
+    detector.detect(tiny.frames([(48, 80)]), "cat")
+    assert seen == [detector.device]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_boxes_lie_in_the_image_and_have_one_prompt_each(load, family):
     images = tiny.frames([(48, 80), (70, 40)])
     for found, image in zip(load(family).detect(images, "cat . dog . person .", thresholds=0.1), images):

@@ -18,7 +18,7 @@ from vfm_ops.media.plan import plan_decode
 from vfm_ops.media.probe import Probe, probe_video
 from vfm_ops.media.shots import ContentDetector, detect_shots, shot_detector, wide_size
 from vfm_ops.media.source import MediaSource
-from vfm_ops.media.transnet import TransNetV2Detector, load_package_network, transnet_weights
+from vfm_ops.media.transnet import TransNetV2Detector, load_network, load_package_network, transnet_weights
 
 
 def thumbnails_of(path: Path, detector: str = "transnetv2") -> tuple[Probe, np.ndarray]:
@@ -71,6 +71,14 @@ def test_streamed_probabilities_equal_the_packages_own(bikes_small, transnet_ins
             load_package_network(transnet_weights()).predict_frames(torch.from_numpy(thumbnails), quiet=True)[0].numpy()
         )
     assert np.abs(detector.probabilities() - whole).max() < 1e-5
+
+
+def test_all_that_transnet_computes_is_on_the_device_of_its_frames(transnet_installed):
+    """The meta device refuses tensors of another one, as a card does."""
+    import torch
+
+    network = load_network(transnet_weights()).to("meta")
+    assert network(torch.zeros(2, 100, 27, 48, 3, dtype=torch.uint8, device="meta")).shape == (2, 50)
 
 
 def test_thumbnails_match_ffmpegs_own_scaling(bikes_small, bikes):

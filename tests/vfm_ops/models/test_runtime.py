@@ -7,6 +7,7 @@ import logging
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,8 +17,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from vfm_ops.errors import UsageError
-from vfm_ops.models import cache, openvino_runtime, runtime
+from vfm_ops.models import cache, openvino_runtime, runtime, torch_runtime
 from vfm_ops.models.calibration import dead_leaves, min_cosine
+from vfm_ops.models.device import resolve_device
 from vfm_ops.models.runtime import compile_module
 
 RUNTIMES = ("torch", "openvino")
@@ -114,6 +116,56 @@ def test_streams_left_half_read_or_interleaved_disturb_nobody(frames, expected):
     abandoned.close()
     for got in zip(*pairs, strict=True):
         np.testing.assert_allclose(np.concatenate(got), expected[0], atol=1e-5)
+
+
+class InOrder:
+    """A card's stream in the place of a module's copies: what is asked of it is done in order, and only when somebody waits."""
+
+    ahead = torch_runtime.AHEAD
+
+    def __init__(self) -> None:
+        self.asked = self.done = 0
+        self.waited_for: list[tuple[int, int]] = []  # what a reader waited for, of what was asked by then
+
+    def upload(self, tensors):
+        self.asked += 1  # the batch's copy and kernels
+        return tensors
+
+    def download(self, outputs):
+        self.asked += 1
+        mine = self.asked
+
+        def read():
+            self.done = max(self.done, mine)
+            self.waited_for.append((self.done, self.asked))
+            return outputs
+
+        return read
+
+
+def test_on_a_card_a_result_waits_for_no_later_batch(frames, expected):
+    compiled = compile_module(Small().eval(), frames, device="cpu", runtime="torch", precision="exact", static_batch=1)
+    compiled._copies = stream = InOrder()
+    results = list(compiled.map(frames[i : i + 1] for i in range(6)))
+    np.testing.assert_allclose(np.concatenate([r[0] for r in results]), expected[0][:6], atol=1e-5)
+    assert len(stream.waited_for) == 6
+    for waited, asked in stream.waited_for[:4]:
+        assert asked - waited == 2 * torch_runtime.AHEAD, "the card has that much to do while the host handles one"
+
+
+def test_tensors_on_the_device_are_answered_there(frames, expected):
+    compiled = compile_module(Small().eval(), frames, device="cpu", runtime="torch", precision="exact", static_batch=11)
+    for got, want in zip(compiled.on_device(torch.from_numpy(frames)), expected, strict=True):
+        assert isinstance(got, torch.Tensor)
+        np.testing.assert_allclose(got, want, atol=1e-5)
+
+
+@pytest.mark.parametrize(("node", "device"), [("/dev/nvidiactl", "cuda"), ("/dev/dxg", "cuda"), ("/dev/other", "cpu")])
+def test_auto_finds_the_card_of_linux_and_of_linux_inside_windows(monkeypatch, node, device):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(Path, "exists", lambda path: str(path) == node)
+    assert resolve_device("auto") == device
 
 
 class Cancelling(nn.Module):

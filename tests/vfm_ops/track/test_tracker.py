@@ -13,6 +13,7 @@ from tests.vfm_ops.track.test_tracker_parity import FOUR
 from vfm_ops.errors import MediaError, UsageError, WeightsUnavailable
 from vfm_ops.track.load import load_network, load_tracker
 from vfm_ops.track.memory_bank import BankPolicy
+from vfm_ops.track.network import Sam2Network
 from vfm_ops.track.prompts import Prompt
 from vfm_ops.track.tracker import Sam2Tracker, TrackerSettings
 
@@ -290,18 +291,28 @@ def test_weights_that_are_not_here_say_whence_to_fetch_them():
         load_tracker("sam2:facebook/sam2.1-hiera-tiny")
 
 
-def test_an_image_encoder_in_another_runtime_gives_the_same_masks(model, frames, tmp_path, monkeypatch):
+@pytest.mark.parametrize("runtime", ["openvino", "torch"])
+def test_an_image_encoder_in_another_runtime_gives_the_same_masks(runtime, model, frames, tmp_path, monkeypatch):
     from vfm_ops.track.load import compile_image_encoder
 
     monkeypatch.setenv("VFM_CACHE", str(tmp_path / "cache"))
     model.save_pretrained(tmp_path / "weights")
     network = load_network(f"sam2:{tmp_path / 'weights'}", device="cpu")
-    fast = Sam2Tracker(network, image_encoder=compile_image_encoder(network, "openvino", "exact"))
+    fast = Sam2Tracker(network, image_encoder=compile_image_encoder(network, runtime, "exact"))
     plain = Sam2Tracker(network)
     for t in range(4):
         a, b = (x.track(frames[t], prompts=FOUR[:2] if t == 0 else ()) for x in (fast, plain))
         assert np.array_equal(a.visible, b.visible)
         assert (a.logits_Nhw.clamp(min=-100) - b.logits_Nhw.clamp(min=-100)).abs().max() < 0.1
+
+
+def test_an_image_encoder_of_torch_leaves_its_maps_on_the_device(model, frames):
+    from vfm_ops.track.load import compile_image_encoder
+
+    network = Sam2Network(model)
+    square = torch.zeros(1, network.image_size, network.image_size, 3, dtype=torch.uint8)
+    maps = compile_image_encoder(network, "torch", "exact")(square)
+    assert all(isinstance(m, torch.Tensor) for m in maps)
 
 
 def test_a_network_in_bfloat16_tracks_all_kinds_of_prompts(frames):

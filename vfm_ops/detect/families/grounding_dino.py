@@ -76,7 +76,9 @@ class GroundingDino(Detector):
             list(texts), padding=True, return_offsets_mapping=True, return_token_type_ids=True, return_tensors="pt"
         )
         offsets = encoded.pop("offset_mapping").tolist()
-        pixels = self.processor.image_processor(images, return_tensors="pt", input_data_format="channels_last")
+        pixels = self.processor.image_processor(
+            images, return_tensors="pt", input_data_format="channels_last", device=self.device
+        )
         outputs = self.model(**encoded.to(self.device), **pixels.to(self.device))
         results = []
         for i, image in enumerate(images):

@@ -59,7 +59,10 @@ class OmDetTurbo(Detector):
 
     def _equal_prompts(self, images: list[np.ndarray], prompts: list[list[str]]) -> list[Candidates]:
         inputs = self.processor(
-            images=images, text=prompts, return_tensors="pt", images_kwargs={"input_data_format": "channels_last"}
+            images=images,
+            text=prompts,
+            return_tensors="pt",
+            images_kwargs={"input_data_format": "channels_last", "device": self.device},
         )
         outputs = self.model(**inputs.to(self.device))
         results = []

@@ -106,7 +106,9 @@ class OwlDetector(Detector):
         return results
 
     def _encode(self, images: list[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
-        pixels = self.processor.image_processor(images, return_tensors="pt", input_data_format="channels_last")
+        pixels = self.processor.image_processor(
+            images, return_tensors="pt", input_data_format="channels_last", device=self.device
+        )
         grid = self.model.image_embedder(pixel_values=pixels["pixel_values"].to(self.device))[0]
         return grid.flatten(1, 2), grid
 
