@@ -7,7 +7,7 @@ TESTS  ?= tests
 # Two processes, since one often waits. Each has a Ray of its own: more of them want more memory.
 SHARED  = -n 2 --no-loadscope-reorder
 
-.PHONY: setup demo test hidden chaos lint bench clean
+.PHONY: setup demo test hidden chaos lint bench bench-gpu clean
 
 # The product, and the packages whose pictures and videos the demo shows.
 $(VENV)/.demo: pyproject.toml media-requirements.txt
@@ -49,6 +49,11 @@ lint: setup
 bench: $(VENV)/.demo
 	$(BIN)/python -m pip install --quiet -e '.[bench]'
 	$(BIN)/vfm bench process
+
+# Ten minutes at most, on a machine with a CUDA card; cut short, it goes on where it was. Without NVDEC's packages it does the rest.
+bench-gpu: $(VENV)/.demo
+	$(BIN)/python -m pip install --quiet -e '.[gpu]' || $(BIN)/python -m pip install --quiet nvidia-ml-py
+	$(BIN)/vfm bench gpu --out bench-gpu.json
 
 clean:
 	rm -rf $(VENV) demo-out build dist *.egg-info

@@ -27,8 +27,10 @@ BENCHMARKS = (
     "copies",
     "pretrain",
     "serve",
+    "gpu",
 )
-RESUMABLE = ("peers", "curate", "pretrain")  # long ones: rows that --out already holds are not measured again
+RESUMABLE = ("peers", "curate", "pretrain", "gpu")  # long ones: rows that --out already holds are not measured again
+ON_DEVICE = ("gpu",)  # that take --device
 
 
 def command(
@@ -39,14 +41,17 @@ def command(
         Path | None, typer.Option(help="Put the table between <!-- bench:WHAT --> and its end in this Markdown file.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of the table.")] = False,
+    device: Annotated[str | None, typer.Option(help="Of `gpu`: cuda, cuda:N, or cpu. [default: cuda]")] = None,
 ) -> int:
     """Measures ours against the bare loop and against peers, in one run."""
     available = [name for name in BENCHMARKS if importlib.util.find_spec(f"jobs.bench.{name}")]
     if what not in available:
         raise UsageError(f"there is no benchmark {what!r}: use one of {', '.join(available)}")
-    measure = importlib.import_module(f"jobs.bench.{what}").measure
-    rows = measure(quick, out) if what in RESUMABLE else measure(quick)
-    result = {**heading(what, quick), "rows": rows}
+    if device is not None and what not in ON_DEVICE:
+        raise UsageError(f"--device is of {', '.join(ON_DEVICE)}, not of {what}")
+    settings = ({"kept": out} if what in RESUMABLE else {}) | ({"device": device} if what in ON_DEVICE else {})
+    rows = importlib.import_module(f"jobs.bench.{what}").measure(quick, **settings)
+    result = {**heading(what, quick, device), "rows": rows}
     if out:
         out.write_text(json.dumps(result, indent=1))
     if into:
@@ -55,9 +60,9 @@ def command(
     return 0
 
 
-def heading(what: str, quick: bool) -> dict[str, Any]:
+def heading(what: str, quick: bool, device: str | None = None) -> dict[str, Any]:
     """What rows are told apart by: they belong together when it is the same."""
-    return {"benchmark": what, "machine": machine(), "quick": quick}
+    return {"benchmark": what, "machine": machine(), "quick": quick, **({"device": device} if device else {})}
 
 
 class Kept:
@@ -66,8 +71,8 @@ class Kept:
     rows: those of an earlier run of the same heading.
     """
 
-    def __init__(self, path: Path | None, what: str, quick: bool) -> None:
-        self.path, self.heading = path, heading(what, quick)
+    def __init__(self, path: Path | None, what: str, quick: bool, device: str | None = None) -> None:
+        self.path, self.heading = path, heading(what, quick, device)
         earlier = json.loads(path.read_text()) if path and path.exists() else {}
         same = {key: earlier.get(key) for key in self.heading} == self.heading
         self.rows: list[dict[str, Any]] = earlier["rows"] if same else []
@@ -100,7 +105,14 @@ def machine() -> str:
         ]
         model = names[0] if names else model
     memory = psutil.virtual_memory().total / 2**30
-    return f"{os.cpu_count()} cores of {model}, {memory:.0f} GiB, Python {platform.python_version()}"
+    words = [f"{os.cpu_count()} cores of {model}", f"{memory:.0f} GiB", *cards(), f"Python {platform.python_version()}"]
+    return ", ".join(words)
+
+
+def cards(folder: Path = Path("/proc/driver/nvidia/gpus")) -> list[str]:
+    """The names of NVIDIA's cards, by what their driver says: neither torch nor CUDA is started for it."""
+    told = [line for file in sorted(folder.glob("*/information")) for line in file.read_text().splitlines()]
+    return [line.partition(":")[2].strip() for line in told if line.startswith("Model:")]
 
 
 def table(result: dict) -> str:

@@ -139,8 +139,9 @@ def _owl(size: str, family: str) -> tuple[Any, Any]:
         config = classes[0](text_config=text, vision_config=vision, projection_dim=24)
         images = classes[2](size={"height": 64, "width": 64})
     else:
-        # One token a letter needs a longer window than the published 16.
-        config = classes[0](text_config=clip_text_config(max_position_embeddings=32))
+        # One token a letter needs a longer window than the published 16. OWLv2 was published at 960 px, and not at 768.
+        vision = {"image_size": 960} if family == "owlv2" else {}
+        config = classes[0](text_config=clip_text_config(max_position_embeddings=32), vision_config=vision)
         side = config.vision_config.image_size
         images = classes[2](size={"height": side, "width": side})
     tokenizer = clip_tokenizer(config.text_config.max_position_embeddings)
