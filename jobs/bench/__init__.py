@@ -49,6 +49,7 @@ def command(
         raise UsageError(f"there is no benchmark {what!r}: use one of {', '.join(available)}")
     if device is not None and what not in ON_DEVICE:
         raise UsageError(f"--device is of {', '.join(ON_DEVICE)}, not of {what}")
+    device = (device or "cuda") if what in ON_DEVICE else None
     settings = ({"kept": out} if what in RESUMABLE else {}) | ({"device": device} if what in ON_DEVICE else {})
     rows = importlib.import_module(f"jobs.bench.{what}").measure(quick, **settings)
     result = {**heading(what, quick, device), "rows": rows}

@@ -32,27 +32,27 @@ if TYPE_CHECKING:
 PARTS = {"floors": 30, "decode": 80, "embed": 210, "track": 85, "detect": 70, "pretrain": 90}
 COLUMNS = ("what", "way", "batch", "ours", "floor", "ratio", "bar", "bound by", "MFU", "busy", "MB", "note")
 GRACE_S = 5  # of a measurement under way when its part's time is over
+CARD, CONCLUSION, OUT_OF_MEMORY = "card", "conclusion: ", "out of memory"
 NOT_REACHED = "not reached in this part's time: the same command with --out goes on from here"
 
 
-def measure(quick: bool, kept: Path | None = None, device: str | None = None) -> list[dict[str, Any]]:
+def measure(quick: bool, kept: Path | None = None, device: str = "cuda") -> list[dict[str, Any]]:
     """Rows: what, way, batch, ours, floor (the same at the measured peaks of this card), ratio, MFU, busy, MB, bar, note.
 
-    device: cuda (the default), cuda:N or cpu. kept: a file of rows that goes on where it was cut short. UsageError without the
+    device: cuda, cuda:N or cpu. kept: a file of rows that goes on where it was cut short. UsageError without the
     card that was asked for.
     """
     from jobs.bench import Kept
     from jobs.bench.gpu_conclusions import conclusions
 
-    device = usable(device or "cuda")
+    device = usable(device)
     file = Kept(kept, "gpu", quick, device)
-    rows: list[Row] = list(file.rows)
+    rows: list[Row] = [row for row in file.rows if is_measured(row)]
     lacking: list[Row] = []
     for part, seconds in PARTS.items():
         request = {"device": device, "quick": quick, "ends": None if quick else time.time() + seconds, "rows": rows}
         for row in (run_part if quick else run_apart)(part, request):
-            # Conclusions are drawn anew, and what could not be measured is tried again.
-            (rows if row.pop("measured", True) else lacking).append(row)
+            (rows if is_measured(row) else lacking).append(row)
             file.write(rows)
     return [{key: row.get(key) for key in COLUMNS} for row in (*rows, *lacking, *conclusions(rows))]
 
@@ -89,7 +89,7 @@ def run_apart(part: str, request: dict[str, Any]) -> Iterator[Row]:
                 errors.seek(0)
                 last = (errors.read().strip().splitlines() or ["it said nothing"])[-1]
                 reason = NOT_REACHED if code == -signal.SIGKILL else f"its process ended with {code}: {last}"
-                yield {"what": f"{part}: the rest", "note": reason, "measured": False}
+                yield {"what": f"{part}: the rest", "note": reason}
         finally:
             timer.cancel()
             if child.poll() is None:
@@ -101,7 +101,7 @@ MARK = "row: "  # of a line on a part's standard output; libraries write there, 
 
 
 def run_part(part: str, request: dict[str, Any]) -> Iterator[Row]:
-    """The rows of a part that `request["rows"]` lacks, each as soon as it is there. `measured` is False in one without figures.
+    """The rows of a part that `request["rows"]` lacks, each as soon as it is there.
 
     request: device, quick, ends (on this machine's clock; None: never), rows.
     """
@@ -121,10 +121,17 @@ def run_part(part: str, request: dict[str, Any]) -> Iterator[Row]:
             if identity(name) in known:
                 continue
             late = time.time() > ends
-            row = {**name, **({"note": NOT_REACHED, "measured": False} if late else attempt(make))}
-            if row.get("measured", True):
+            row = {**name, **({"note": NOT_REACHED} if late else attempt(make))}
+            if is_measured(row):
                 session.known = [*session.known, row]
             yield row
+
+
+def is_measured(row: Row) -> bool:
+    """Whether a row need not be measured again: conclusions are drawn anew, and what had no figure is tried anew."""
+    if row["what"].startswith(CONCLUSION):
+        return False
+    return row.get("ours") is not None or row["what"] == CARD or row.get("note") == OUT_OF_MEMORY
 
 
 def identity(row: Row) -> tuple[Any, ...]:
@@ -139,10 +146,10 @@ def attempt(make: Callable[[], Row]) -> Row:
     try:
         return make()
     except torch.OutOfMemoryError:
-        return {"note": "out of memory"}
+        return {"note": OUT_OF_MEMORY}
     except Exception as error:
         text = str(error).strip().splitlines()[0] if str(error).strip() else ""
-        return {"note": f"failed: {type(error).__name__}: {text[:200]}", "measured": False}
+        return {"note": f"failed: {type(error).__name__}: {text[:200]}"}
     finally:
         gc.collect()
         if torch.cuda.is_initialized():

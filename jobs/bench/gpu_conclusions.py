@@ -52,7 +52,7 @@ def _cores(what: str, card: float, core: float, cores: int, work: str) -> Row:
     behind = work if cores * core < card else "the card"
     return {
         "what": f"conclusion: {what.removesuffix(': images/s')}, CPU cores that feed it", "ours": card / core, "floor": cores,
-        "note": f"the bottleneck is {behind}: the card takes {card:.0f}/s, a core gives {core:.0f}/s by {work}; floor: all here",
+        "note": f"the bottleneck is {behind}: the card takes {card:.0f}/s, {core:.0f}/s a core by {work}; floor: cores here",
     }  # fmt: skip
 
 

@@ -137,7 +137,7 @@ def sandbox_video(session: Session, corpus: Corpus, processes: int) -> Row:
 def nvjpeg(session: Session, corpus: Corpus) -> Row:
     """Images/s of torchvision's decoder on the card, batch by batch; pictures stay there at full size."""
     if not session.is_card:
-        return {"note": "needs a card", "measured": False}
+        return {"note": "needs a card"}
     from torchvision.io import ImageReadMode, decode_jpeg
 
     data = [torch.from_numpy(np.fromfile(path, np.uint8)) for path in corpus.jpegs]
@@ -151,12 +151,12 @@ def nvdec(session: Session, corpus: Corpus, package: str) -> Row:
     try:
         importlib.import_module(package)
     except ModuleNotFoundError:
-        return {"note": f"not installed: pip install {package.lower()}", "measured": False}
+        return {"note": f"not installed: pip install {package.lower()}"}
     except Exception as error:  # it is there, and what it needs (FFmpeg's libraries, a driver) is not
         said = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        return {"note": f"{package} is installed and can't be loaded: {said}", "measured": False}
+        return {"note": f"{package} is installed and can't be loaded: {said}"}
     if not session.is_card:
-        return {"note": "needs a card", "measured": False}
+        return {"note": "needs a card"}
     decode = NVDEC[package]
     frames = decode(corpus.video, session.device)
     timed = session.time(lambda: decode(corpus.video, session.device), warm=0)
