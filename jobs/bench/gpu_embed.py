@@ -257,7 +257,8 @@ def decode_and_embed(model: Model) -> Row:
             yield np.stack([next(frames).views["v"] for _ in range(size)])
 
     with Sandbox(settings, processes) as sandbox:
-        frames = checked(sandbox.images(sources))
-        with closing(frames), closing(embedder.embed_image_stream(batches(frames))) as vectors:
+        frames: Any = checked(sandbox.images(sources))
+        vectors: Any = embedder.embed_image_stream(batches(frames))
+        with closing(frames), closing(vectors):
             found = size * rate(vectors, 2 if session.quick else 8, 0.2 if session.quick else 6.0)
     return {"ours": found, "note": f"{processes} decoding processes"}

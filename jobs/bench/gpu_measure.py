@@ -108,7 +108,7 @@ class Session:
     @property
     def floors(self) -> Floors:
         """As the part `floors` measured them. KeyError where it did not."""
-        found = {row["what"]: row.get("ours") for row in self.known}
+        found: dict[str, float] = {row["what"]: row["ours"] for row in self.known if row.get("ours")}
         return Floors(found[PEAK] * 1e12, found[BANDWIDTH] * 1e9)
 
     def synchronize(self) -> None:
