@@ -79,9 +79,10 @@ def tasks(session: Session) -> Iterator[Task]:
     corpus = Corpus(session.folder, session.quick)
     width, height = corpus.size
     jpegs, video = f"JPEGs, {width} x {height}: images/s", f"H.264, {width} x {height}: frames/s"
-    for count in process_counts(cpu_count()):
+    cores = 1 if session.quick else cpu_count()
+    for count in process_counts(cores):
         yield {"what": jpegs, "way": f"{HOST}, {count} processes"}, partial(sandbox_images, session, corpus, count)
-    for count in sorted({1, cpu_count()}):
+    for count in sorted({1, cores}):
         yield {"what": video, "way": f"{HOST}, {count} processes"}, partial(sandbox_video, session, corpus, count)
     yield {"what": jpegs, "way": "nvJPEG by torchvision"}, partial(nvjpeg, session, corpus)
     for package in NVDEC:

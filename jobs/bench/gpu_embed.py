@@ -247,8 +247,8 @@ COPIES = {
 
 def decode_and_embed(model: Model) -> Row:
     """JPEG files to vectors by the product's decoder and embedder: as many decoding processes as there are cores."""
-    session, embedder, processes = model.session, model.embedder(DEFAULT_BATCH), cpu_count()
-    size = 8 if session.quick else DEFAULT_BATCH
+    session, size = model.session, 8 if model.session.quick else DEFAULT_BATCH
+    embedder, processes = model.embedder(size), 1 if session.quick else cpu_count()
     sources = forever([MediaSource(str(path)) for path in Corpus(session.folder, session.quick).jpegs])
     settings = DecodeSettings({"v": embedder.view}, jpeg=False)
 
