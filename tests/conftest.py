@@ -241,11 +241,15 @@ def pytest_testnodedown(node: Any, error: Any) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Files are shared out among the workers; but a folder goes to one where its tests share what a package's fixture made."""
+    """Files are shared out among the workers; but a folder goes to one where its tests share what a package's fixture made, and
+    of the randomised suites, whose tests take minutes, each test by itself.
+    """
     from xdist.scheduler import LoadScopeScheduling
 
     class ByFile(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
+            if chaos_count(0, 1):
+                return nodeid
             path = nodeid.partition("::")[0]
             folder = path.rpartition("/")[0]
             return folder if folder in SHARING else path
