@@ -21,6 +21,7 @@ from pipelines.lake import Lake, verify_lake
 from pipelines.lake.journal import Journal
 from pipelines.process import process
 from pipelines.process.frames import Outcome
+from pipelines.process.measure import StageStats
 from pipelines.process.ops import PlannedOp, plan_ops
 from pipelines.process.recipe import Recipe
 from pipelines.process.videos import RunOnVideos
@@ -118,7 +119,7 @@ def test_a_video_killed_between_chunks_goes_on_to_the_same_rows(tracked, tmp_pat
     killed = _op_on(lake, recipe)
     monkeypatch.setattr(Journal, "save", save_then_die)
     with pytest.raises(KeyboardInterrupt):
-        killed._run(_outcome(lake, recipe))
+        killed._run(_outcome(lake, recipe), _counted())
     monkeypatch.setattr(Journal, "save", real)
     killed.sandbox.close()
     assert saves == [8]
@@ -127,7 +128,7 @@ def test_a_video_killed_between_chunks_goes_on_to_the_same_rows(tracked, tmp_pat
     frames = resumed.sandbox.frames
     monkeypatch.setattr(resumed.sandbox, "frames", lambda s, i, p: (decoded.extend(i.tolist()), frames(s, i, p))[1])
     outcome = _outcome(lake, recipe)
-    resumed._run(outcome)
+    resumed._run(outcome, _counted())
     resumed.sandbox.close()
     assert decoded[0] == 8
     lake.commit("tracks", outcome.written["tracks"])
@@ -190,6 +191,10 @@ def _next_frame(root: Path) -> int:
 
 def _alone() -> dict[str, str]:
     return {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+
+
+def _counted() -> StageStats:
+    return StageStats("track", "track")
 
 
 def _track(lake: Lake, recipe: Recipe) -> PlannedOp:
