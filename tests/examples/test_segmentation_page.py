@@ -37,7 +37,7 @@ def folder(tmp_path, monkeypatch, photographs, bikes) -> Path:
 def test_the_pages_commands_run(folder, capsys):
     blocks = re.findall(r"```console run\n(.*?)```", PAGE, flags=re.S)
     commands = [line.removeprefix("$ vfm ") for block in blocks for line in block.splitlines()]
-    assert len(commands) == 6
+    assert len(commands) == 7
     for command in commands:
         assert main(shlex.split(command)) == 0, f"vfm {command}: {capsys.readouterr().err}"
     assert (folder / "masks.jpg").stat().st_size > 1000
