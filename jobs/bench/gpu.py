@@ -154,8 +154,8 @@ def attempt(make: Callable[[], Row]) -> Row:
         gc.collect()
         if torch.cuda.is_initialized():
             torch.cuda.empty_cache()
-        if "torch._dynamo" in sys.modules:
-            torch.compiler.reset()  # code of one row is none of the next one's, and there is a limit to how much is kept
+            if "torch._dynamo" in sys.modules:
+                torch.compiler.reset()  # code of one row is none of the next one's, and what is kept has a limit
 
 
 @contextmanager
