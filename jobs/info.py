@@ -25,7 +25,7 @@ def command(
     """Counts a lake's rows, and says why items are in quarantine."""
     target = Lake.open(lake)
     tables = ("assets", *derived_tables(target), "ledger", "quarantine")
-    counts = {table: target.count(table) for table in tables}
+    counts = {table: target.count(table) for table in tables} | {"annotations": len(target.annotations)}
     columns, reasons = filled_columns(target), quarantine_by_reason(target, examples)
     if as_json:
         sizes = {table: table_bytes(target, table) for table in counts}

@@ -2,7 +2,7 @@
 
 from pipelines.lake.fence import LostLease
 from pipelines.lake.lake import Lake, StoreError, filesystem
-from pipelines.lake.lease import Lease, new_run_id
+from pipelines.lake.lease import Lease
 from pipelines.lake.ledger import (
     PendingAssets,
     Work,
@@ -16,6 +16,7 @@ from pipelines.lake.schema import (
     make_asset_id,
     make_frame_id,
     make_run_key,
+    new_run_id,
     with_nulls,
 )
 from pipelines.lake.verify import LakeReport, verify_lake

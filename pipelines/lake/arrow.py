@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any, Protocol
 
+import numpy as np
 import pyarrow as pa
 
 from vfm_ops.errors import UsageError
@@ -77,6 +78,11 @@ def schema_with(lake: Readable, table: str, columns: Iterable[str]) -> pa.Schema
     if missing:
         raise UsageError(f"table {table} has no column {missing[0]!r}; there are {', '.join(stored.names)}")
     return stored
+
+
+def id_hashes(ids: pa.Array) -> np.ndarray:
+    """Python's hashes of ids, int64: only this process compares them."""
+    return np.fromiter(map(hash, ids.to_pylist()), np.int64, len(ids))
 
 
 def _widened(type: pa.DataType) -> pa.DataType:

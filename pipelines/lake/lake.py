@@ -22,8 +22,9 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from pipelines.lake.access import refusal
+from pipelines.lake.annotations import Annotated
 from pipelines.lake.filters import bounded, filter_errors
-from pipelines.lake.schema import FORMAT_VERSION, SCHEMAS, wants_value
+from pipelines.lake.schema import FORMAT_VERSION, SCHEMAS, UNLEASED, wants_value
 from pipelines.lake.sql import one_of
 from pipelines.lake.tables import Tables
 from vfm_ops.errors import UsageError, VfmError
@@ -54,7 +55,7 @@ class StoreError(VfmError):
     """The lake's store failed for longer than it is waited for. Nothing is wrong with what was to be written."""
 
 
-class Lake(Tables):
+class Lake(Annotated, Tables):
     """An open lake. Cheap to make and to send to a worker: the lease that a driver holds stays behind, its epoch goes along.
 
     Its tables are attributes: `lake.frames` shows the first rows, and goes to pandas, DuckDB or PyTorch (see `Table`).
@@ -249,7 +250,8 @@ class Lake(Tables):
 
     def _fenced(self, table: str) -> Any:
         dataset = self.table(table)
-        if self.lease is None or table == "lease":  # which fences itself: each of its updates says what it expects
+        # The lease fences itself: each of its updates says what it expects.
+        if self.lease is None or table in ("lease", *UNLEASED):
             return dataset
         return self.lease.admit(table, dataset)
 

@@ -17,7 +17,6 @@ import threading
 import time
 import uuid
 from contextlib import suppress
-from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any
 
@@ -28,7 +27,7 @@ from pipelines.lake.access import writable
 from pipelines.lake.fence import LostLease, epoch_of, raise_fence
 from pipelines.lake.keys import op_tables
 from pipelines.lake.lake import Lake, lance
-from pipelines.lake.schema import SCHEMAS
+from pipelines.lake.schema import SCHEMAS, UNLEASED
 from pipelines.lake.sql import equals, literal
 from vfm_ops.errors import UsageError, VfmError
 
@@ -36,15 +35,10 @@ HEARTBEAT_S = float(os.environ.get("VFM_HEARTBEAT_S", "10"))
 EXPIRES_S = float(os.environ.get("VFM_LEASE_EXPIRES_S", "60"))
 # Settled first: what an old holder still adds to the other tables before they are fenced belongs to nobody, and is swept.
 _FIRST = ("ledger", "quarantine", "coverage")
-FENCED_TABLES = (*_FIRST, *(t for t in SCHEMAS if t not in (*_FIRST, "lease")))
+FENCED_TABLES = (*_FIRST, *(t for t in SCHEMAS if t not in (*_FIRST, *UNLEASED, "lease")))
 
 logger = logging.getLogger(__name__)
 Row = dict[str, Any]
-
-
-def new_run_id() -> str:
-    """Id of a run: UTC time of its start, and six random hex digits."""
-    return f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:6]}"
 
 
 class Lease:

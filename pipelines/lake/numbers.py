@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 
+from pipelines.lake.arrow import id_hashes
 from pipelines.lake.coverage import asset_numbers
 from pipelines.lake.lake import Lake, rows_by_fragment
 
@@ -77,8 +78,3 @@ def _number_rows(lake: Lake, table: str, fragment: int, index: _Index) -> None:
     found = np.concatenate(numbers)
     columns = {"_rowid": pa.concat_arrays(rows), "asset_no": pa.array(found, pa.int64())}
     lake.commit_columns(table, lake.write_columns(table, fragment, pa.table(columns)))
-
-
-def id_hashes(ids: pa.Array) -> np.ndarray:
-    """Python's hashes of ids, int64: only this process compares them."""
-    return np.fromiter(map(hash, ids.to_pylist()), np.int64, len(ids))

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import uuid
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 import pyarrow as pa
@@ -39,6 +41,9 @@ ERROR = pa.field("error", pa.string())
 OP = pa.field("op", pa.string())  # the op's name in the recipe
 
 _OWNER = [pa.field("asset_id", pa.string(), False), pa.field("run_key", pa.string(), False)]
+
+# What Lance keeps unique among rows that are inserted by a merge on it, whoever else inserts meanwhile.
+_PRIMARY_KEY = {"lance-schema:unenforced-primary-key": "true"}
 
 SCHEMAS: dict[str, pa.Schema] = {
     "assets": pa.schema(
@@ -209,6 +214,30 @@ SCHEMAS: dict[str, pa.Schema] = {
             ("rank", pa.int64()),
         ]
     ),
+    # What people and imports say: a row a version of an annotation, the last one counts (`pipelines.lake.annotations`).
+    "annotations": pa.schema(
+        [
+            pa.field("annotation_id", pa.string(), False, metadata=_PRIMARY_KEY),
+            pa.field("version", pa.int32(), False, metadata=_PRIMARY_KEY),  # from 1
+            ("removed", pa.bool_()),  # the annotation is gone from this version on; the row has no values
+            pa.field("asset_id", pa.string(), False),
+            ("asset_no", pa.int64()),  # of the source that was looked at: a changed file has another
+            ("frame_id", pa.string()),  # null where the whole asset is meant; a video's need not be a row of `frames`
+            ("frame_index", pa.int64()),
+            ("pts_s", pa.float64()),
+            ("object_id", pa.string()),  # the same on every frame of an object
+            ("kind", pa.string()),  # label, box, mask, track, tag, verdict
+            ("label", pa.string()),
+            ("box", BOX),
+            ("mask", MASK),
+            ("score", pa.float32()),  # null where a person said so
+            ("author", pa.string()),
+            ("source", pa.string()),  # 'person', 'vfm segment sam2:pocket', 'import coco FILE'
+            ("prompts", pa.string()),  # JSON: what was clicked, so that it can be done again
+            ("created_at", pa.timestamp("us", "UTC")),
+            ("write_id", pa.string()),  # of the call that wrote it
+        ]
+    ),
     # One row: who may write. Taken and renewed by compare-and-swap, which Lance's own commits give on any store. `heartbeat`
     # is the holder's clock, for people to read; whether the holder lives is judged by whether `beat` moves.
     "lease": pa.schema(
@@ -232,6 +261,9 @@ SCHEMAS: dict[str, pa.Schema] = {
 DROPPED = [pa.field("reason", pa.string()), pa.field("op", pa.string()), pa.field("op_key", pa.string())]
 SCHEMAS["dropped"] = pa.schema([*SCHEMAS["frames"], *DROPPED])
 
+# Added to by anyone at any time, without a lease, and so not fenced.
+UNLEASED = ("annotations",)
+
 # Written by a run, swept when that run never settled; in the order in which they are committed.
 CHILD_TABLES = ("shots", "frames", "dropped", "detections", "tracks")
 
@@ -244,6 +276,17 @@ def make_asset_id(uri: str, member: str | None = None) -> str:
 def make_frame_id(asset_id: str, frame_index: int) -> str:
     """Id of a frame: its asset and its index in presentation order."""
     return f"{asset_id}:{frame_index}"
+
+
+def make_annotation_id(asset_id: str, frame_index: int | None, kind: str, object_id: str) -> str:
+    """Id of what is said of an object in one place: the same whoever says it, as often as it is said."""
+    place = f"{asset_id}\0{'' if frame_index is None else frame_index}\0{kind}\0{object_id}"
+    return hashlib.blake2b(place.encode(), digest_size=16).hexdigest()
+
+
+def new_run_id() -> str:
+    """Id of a run: UTC time of its start, and six random hex digits."""
+    return f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:6]}"
 
 
 def facts_of(field: pa.Field) -> dict[str, str]:

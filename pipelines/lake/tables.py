@@ -236,6 +236,12 @@ class Tables(Readable):
     quarantine: Table
     runs: Table
 
+    if TYPE_CHECKING:
+
+        @property
+        def annotations(self) -> Table:
+            """See `pipelines.lake.annotations.Annotated`."""
+
     if not TYPE_CHECKING:  # a type checker knows the tables above, and that all else is a mistake
 
         def __getattr__(self, name: str) -> Table:
@@ -267,9 +273,10 @@ class Tables(Readable):
         return table_html(f"Lake {self.root}", ["table", "rows", "columns of models and ops"], rows)
 
 
-def _held(lake: Readable) -> list[tuple[str, int, list[str]]]:
+def _held(lake: Tables) -> list[tuple[str, int, list[str]]]:
     """Each table that has rows: its name, how many, and what models and ops added to it."""
-    counted = [(name, lake.count(name)) for name in lake.tables() if name != "lease"]
+    tables = [lake.annotations if name == "annotations" else Table(lake, name) for name in lake.tables()]
+    counted = [(table.name, len(table)) for table in tables if table.name != "lease"]
     return [(name, rows, _added(lake.schema(name))) for name, rows in counted if rows]
 
 

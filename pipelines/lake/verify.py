@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import yaml
 
+from pipelines.lake import annotation_rows
 from pipelines.lake.coverage import AssetSet, asset_numbers, covered
 from pipelines.lake.keys import op_keys
 from pipelines.lake.lake import Lake
@@ -35,11 +36,13 @@ KEYS = {
     "quarantine": ("asset_id", "op", "recipe"),
     "selections": ("selection", "frame_id", "rank"),
     "runs": ("run_id",),
+    "annotations": ("annotation_id", "version"),
 }
 # (table, column) -> the table and column that it refers to.
 REFERENCES = {
     ("frames", "shot_id"): ("shots", "shot_id"),
     ("detections", "frame_id"): ("frames", "frame_id"),
+    ("annotations", "asset_id"): ("assets", "asset_id"),
 }
 
 
@@ -54,7 +57,7 @@ class LakeReport:
 
 def verify_lake(lake: Lake) -> LakeReport:
     """Checks keys, references, settlement, counts and coverage of a lake. Each finding is a sentence."""
-    report = LakeReport({t: lake.count(t) for t in ("assets", *CHILD_TABLES, "ledger", "quarantine")})
+    report = LakeReport({t: lake.count(t) for t in ("assets", *CHILD_TABLES, "ledger", "quarantine", "annotations")})
     for table, key in KEYS.items():
         _verify_keys(lake, table, key, report)
     for (table, column), (other, target) in REFERENCES.items():
@@ -65,6 +68,7 @@ def verify_lake(lake: Lake) -> LakeReport:
     _verify_pictures(lake, report)
     _verify_values(lake, report)
     _verify_selections(lake, report)
+    report.violations += annotation_rows.violations(lake)
     return report
 
 

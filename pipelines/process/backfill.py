@@ -21,10 +21,11 @@ import pyarrow as pa
 
 from pipelines.cluster import connect, hush
 from pipelines.lake import Lake, Lease, new_run_id
+from pipelines.lake.arrow import id_hashes
 from pipelines.lake.coverage import AssetSet, asset_numbers, assets_in, cover, covered
 from pipelines.lake.keys import op_keys
 from pipelines.lake.lake import rows_by_fragment
-from pipelines.lake.numbers import id_hashes, number_assets
+from pipelines.lake.numbers import number_assets
 from pipelines.lake.schema import ERROR, wants_value
 from pipelines.lake.sql import equals
 from pipelines.process.frames import WHY_DROPPED, picture_rows, put_column

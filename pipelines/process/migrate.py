@@ -19,10 +19,11 @@ import pyarrow.compute as pc
 import yaml
 
 from pipelines.lake import SCHEMAS, Lake
+from pipelines.lake.arrow import id_hashes
 from pipelines.lake.coverage import AssetSet, asset_numbers, cover, settled_assets
 from pipelines.lake.journal import FOLDER
 from pipelines.lake.keys import op_keys, record_keys
-from pipelines.lake.numbers import id_hashes, number_assets
+from pipelines.lake.numbers import number_assets
 from pipelines.lake.schema import FORMAT_VERSION
 from pipelines.lake.sql import equals, literal
 from pipelines.process.recipe import Recipe, entry_name
