@@ -12,20 +12,29 @@ import typer
 
 from jobs.cli import run
 from jobs.process import JsonOption, LakeOption
+from jobs.storing import AuthorFilter
 from pipelines.lake import Lake
+from vfm_ops.errors import UsageError
 
 
 def command(
     lake: LakeOption,
     truth: Annotated[
-        Path, typer.Option(help="COCO file (pictures) or YouTube-VIS file (videos); matched by file name.")
-    ],
+        Path | None, typer.Option(help="COCO file (pictures) or YouTube-VIS file (videos); matched by file name.")
+    ] = None,
+    annotations: Annotated[bool, typer.Option("--annotations", help="The truth is the lake's annotations.")] = False,
+    author: AuthorFilter = None,
     as_json: JsonOption = False,
 ) -> int:
     """Prints mAP for pictures; HOTA, IDF1, MOTA and J&F for videos. What the figures leave out goes to stderr."""
-    from pipelines.reporting.evaluate import evaluate
+    from pipelines.reporting.evaluate import evaluate, evaluate_by_annotations
 
-    scores = evaluate(Lake.open(lake), truth)
+    if (truth is None) != annotations:
+        raise UsageError("say what is true: --truth FILE, or --annotations")
+    if author is not None and not annotations:
+        raise UsageError("--author goes with --annotations")
+    opened = Lake.open(lake)
+    scores = evaluate(opened, truth) if truth else evaluate_by_annotations(opened, author)
     if as_json:
         # NaN, of a size that no object has, is no JSON.
         print(json.dumps({k: None if isinstance(v, float) and math.isnan(v) else v for k, v in scores.items()}))

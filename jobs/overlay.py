@@ -15,6 +15,7 @@ import typer
 
 from jobs.cli import run
 from jobs.process import LakeOption
+from jobs.storing import AnnotationsFlag, AuthorFilter, annotated
 from pipelines.lake import Lake
 from pipelines.lake.sql import equals
 from pipelines.reporting.export import detections_of, rows, tracks_of, video_frames, video_probes
@@ -35,9 +36,11 @@ def command(
         typer.Option(help="Asset id, or file name, with its folders where two share one (a video for .mp4)."),
     ] = None,
     count: Annotated[int, typer.Option(min=1, max=MAX_PICTURES, help="Frames on a contact sheet.")] = 24,
+    annotations: AnnotationsFlag = False,
+    author: AuthorFilter = None,
 ) -> int:
-    """Renders what was detected and tracked, to look at."""
-    target = Lake.open(lake)
+    """Renders what was detected and tracked, or annotated, to look at."""
+    target = annotated(Lake.open(lake), annotations, author)
     kind = out.suffix.lower()
     if kind not in (".mp4", ".jpg", ".jpeg", ".png"):
         raise UsageError(f"--out {out}: name a video (.mp4) or a sheet of frames (.jpg, .png)")
@@ -104,7 +107,7 @@ def overlay_sheet(lake: Lake, asset_id: str | None, out: Path, count: int) -> in
             [rgb.shape[1] / (row["width"] or rgb.shape[1]), rgb.shape[0] / (row["height"] or rgb.shape[0])] * 2
         )
         objects = [
-            {"box": d["box"] * scale, "label": d["label"], "score": d["score"]}
+            {"box": d["box"] * scale, "label": d["label"], "score": d["score"], "mask": d.get("mask")}
             for d in detections_of(lake, row["frame_id"])
         ]
         pictures.append(draw_objects(rgb, objects))

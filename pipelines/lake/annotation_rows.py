@@ -16,7 +16,7 @@ from pipelines.lake.arrow import Readable
 from pipelines.lake.schema import SCHEMAS, make_annotation_id, make_frame_id
 from pipelines.lake.sql import one_of
 from vfm_ops.errors import UsageError
-from vfm_ops.track.masks import Rle, check_rle, encode_rle
+from vfm_ops.track.masks import Rle, check_rle, encode_rle, rle_text
 
 KINDS = ("label", "box", "mask", "track", "tag", "verdict")
 # What a caller may say of an annotation. The rest is filled in.
@@ -108,7 +108,7 @@ def _check_shape(row: Row, size: tuple[int, int] | None, who: str) -> None:
     if isinstance(mask, np.ndarray):
         mask = encode_rle(mask.astype(bool))
     if mask is not None:
-        mask = Rle(size=[int(n) for n in mask["size"]], counts=_text(mask["counts"]))
+        mask = Rle(size=[int(n) for n in mask["size"]], counts=rle_text(mask["counts"]))
         try:
             runs = check_rle(mask, size)
         except UsageError as error:
@@ -144,10 +144,6 @@ def rle_box(mask: Rle) -> list[float]:
     """xyxy of a mask that has pixels."""
     x, y, w, h = coco.toBbox({"size": mask["size"], "counts": mask["counts"].encode("ascii")}).tolist()
     return [x, y, x + w, y + h]
-
-
-def _text(counts: Any) -> str:
-    return counts.decode("ascii", "replace") if isinstance(counts, bytes) else str(counts)
 
 
 def _id_of(row: Row) -> str:

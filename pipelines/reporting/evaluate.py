@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import tempfile
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from itertools import pairwise
@@ -16,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from pipelines.lake import Lake
-from pipelines.reporting.export import rows, tracks_of
+from pipelines.reporting.annotated import AnnotatedLake
+from pipelines.reporting.export import export, rows, tracks_of
 from pipelines.reporting.names import AssetNames
 from vfm_ops.errors import UsageError
 from vfm_ops.evaluate.boxes import box_map
@@ -52,11 +54,32 @@ def evaluate(lake: Lake, truth: Path) -> dict[str, Any]:
         raise UsageError(f"{truth} is no complete annotation file: {type(e).__name__} {e}") from e
 
 
+def evaluate_by_annotations(lake: Lake, author: str | None = None) -> dict[str, Any]:
+    """Scores what ops found against `annotations`, of an author or of all: detections by boxes and masks, tracks by tracks.
+
+    Only frames that were annotated count, and all of a video that has tracks. Returns the figures of `evaluate`, of whichever
+    both sides have. Raises UsageError where there are no annotations, or they and the ops speak of different things.
+    """
+    said = AnnotatedLake(lake, author)
+    scores: dict[str, Any] = {}
+    notes = [f"{said.left_out} annotated frames are not stored: nothing was found on them"] if said.left_out else []
+    with tempfile.TemporaryDirectory() as folder:
+        for table, format in (("detections", "coco"), ("tracks", "youtube-vis")):
+            if said.count(table) and lake.count(table):
+                export(said, format, truth := Path(folder) / f"{table}.json", pictures=False)
+                part = evaluate(lake, truth)
+                notes += part.pop("notes")
+                scores |= part
+    if not scores:
+        raise UsageError(f"{lake.root} has no detections or tracks that its annotations could be compared with")
+    return scores | {"notes": notes}
+
+
 def score_boxes(lake: Lake, data: dict[str, Any]) -> dict[str, Any]:
     """Average precision of `detections` on stills, and on frames that the file names by their ids."""
     _need(lake, "detections", "a recipe that has detect")
     names = {c["id"]: str(c["name"]) for c in data["categories"]}
-    frame_of = _frames_of(lake, data["images"])
+    frame_of = frames_of_images(lake, data["images"])
     sizes = {r["frame_id"]: (r["width"], r["height"]) for r in rows(lake, "frames", ["frame_id", "width", "height"])}
     truth: dict[Any, list[Frame]] = defaultdict(list)
     for a in data["annotations"]:
@@ -70,21 +93,26 @@ def score_boxes(lake: Lake, data: dict[str, Any]) -> dict[str, Any]:
     for image in data["images"]:
         frame_id = frame_of[image["id"]]
         ground_truth.append(_true_boxes(truth[image["id"]], names))
-        predictions.append(_found_boxes(found[frame_id], _scale(image, sizes.get(frame_id))))
+        predictions.append(_found_boxes(found[frame_id], scale_between(image, sizes.get(frame_id))))
     notes = _label_notes(ground_truth, predictions, "detections")
     if absent := sum(frame_of[image["id"]] not in sizes for image in data["images"]):
         notes.append(f"{absent} of {len(data['images'])} images were not processed: all on them counts as missed")
     return box_map(ground_truth, predictions) | {"images": len(ground_truth), "notes": notes}
 
 
-def _frames_of(lake: Lake, images: list[Frame]) -> dict[Any, str]:
-    """Image id -> frame id: that which the file names, else the only frame of the still of that file name."""
+def frames_of_images(lake: Lake, images: list[Frame], strict: bool = True) -> dict[Any, str]:
+    """Image id -> frame id: that which the file names, else the only frame of the still of that file name.
+
+    UsageError for an image that the lake does not have; without `strict` it is left out.
+    """
     named = {str(i["frame_id"]) for i in images if i.get("frame_id")}
     known = {r["frame_id"] for r in rows(lake, "frames", ["frame_id"]) if r["frame_id"] in named} if named else set()
     assets = AssetNames(lake)
-    return {
-        i["id"]: str(i["frame_id"]) if i.get("frame_id") in known else _frame(assets, i["file_name"]) for i in images
-    }
+    found = {}
+    for i in images:
+        with contextlib.nullcontext() if strict else contextlib.suppress(UsageError):
+            found[i["id"]] = str(i["frame_id"]) if i.get("frame_id") in known else _frame(assets, i["file_name"])
+    return found
 
 
 def _frame(assets: AssetNames, file_name: str) -> str:
@@ -111,7 +139,7 @@ def _found_boxes(detections: list[Frame], scale: tuple[float, float]) -> Frame:
     return {"boxes": boxes, "labels": [d["label"] for d in detections], "scores": [d["score"] for d in detections]}
 
 
-def _scale(image: Frame, stored: tuple[int, int] | None) -> tuple[float, float]:
+def scale_between(image: Frame, stored: tuple[int, int] | None) -> tuple[float, float]:
     """From pixels of the stored frame to those of the ground truth. UsageError when they are of other proportions."""
     if stored is None or not (image.get("width") and image.get("height")):
         return 1.0, 1.0

@@ -14,6 +14,7 @@ import cv2
 from pipelines.lake import Lake
 from pipelines.lake.ledger import of_decoding
 from pipelines.lake.sql import equals, one_of
+from pipelines.reporting.annotated import AnnotatedLake
 from pipelines.reporting.names import AssetNames
 from pipelines.sources import RowReader, media_source
 from vfm_ops.errors import MediaError, UsageError
@@ -30,18 +31,31 @@ FORMATS = ("coco", "youtube-vis", "mot", "webdataset")
 Row = dict[str, Any]
 
 
-def export(lake: Lake, format: str, out: Path, *, pictures: bool = True) -> dict[str, int]:
+def export(
+    lake: Lake,
+    format: str,
+    out: Path,
+    *,
+    pictures: bool = True,
+    annotations: bool = False,
+    author: str | None = None,
+) -> dict[str, int]:
     """Writes a lake's detections or tracks. Returns how many of each thing there were.
 
     coco: one JSON file, stored pictures in `images/` beside it. youtube-vis: one JSON file, every frame of the videos in
     `JPEGImages/` beside it. mot: a results file a video, and labels.txt. webdataset: tar shards of frames with their
-    detections. pictures: false writes the JSON files alone. Raises UsageError for an unknown format, or a lake without what
+    detections. pictures: false writes the JSON files alone. annotations: writes what people and imports said instead, of an
+    author or of all, and the frames that they looked at. Raises UsageError for an unknown format, or a lake without what
     it needs.
     """
     if format not in FORMATS:
         raise UsageError(f"`format` {format!r} is unknown: use one of {', '.join(FORMATS)}")
+    if annotations:
+        lake = AnnotatedLake(lake, author)
     needed = {"coco": "detections", "youtube-vis": "tracks", "mot": "tracks", "webdataset": "frames"}[format]
     if lake.count(needed) == 0:
+        if annotations:
+            raise UsageError(f"{lake.root} has no annotated {needed} to export as {format}")
         raise UsageError(f"{lake.root} has no {needed} to export: process it with a recipe that makes them")
     writer = {"coco": _coco, "youtube-vis": _youtube_vis, "mot": _mot, "webdataset": _webdataset}[format]
     try:
@@ -183,7 +197,9 @@ def detections_of(lake: Lake, frame_id: str) -> list[Mapping[str, Any]]:
 def _detections_of_each(lake: Lake, frame_ids: list[str]) -> dict[str, list[Row]]:
     """frame_id -> its detections, best first."""
     found: dict[str, list[Row]] = {}
-    for row in sorted(rows(lake, "detections", None, one_of("frame_id", frame_ids)), key=lambda r: -r["score"]):
+    for row in sorted(
+        rows(lake, "detections", None, one_of("frame_id", frame_ids)), key=lambda r: -(r["score"] or 0.0)
+    ):
         found.setdefault(row["frame_id"], []).append(row)
     return found
 

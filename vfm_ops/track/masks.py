@@ -69,6 +69,11 @@ def _runs(counts: str) -> list[int]:
     return runs
 
 
+def rle_text(counts: str | bytes) -> str:
+    """Counts as text, whichever way pycocotools gave them."""
+    return counts.decode("ascii", "replace") if isinstance(counts, bytes) else str(counts)
+
+
 def mask_box(mask_HW: np.ndarray) -> np.ndarray:
     """xyxy of the pixels set, float32 (4,), right and bottom edges outside; zeros for an empty mask."""
     rows, columns = np.flatnonzero(mask_HW.any(1)), np.flatnonzero(mask_HW.any(0))
