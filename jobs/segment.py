@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,6 +17,9 @@ from jobs.cli import run
 from jobs.detect import read_pictures
 from jobs.model_options import with_options_of
 from jobs.prompts import boxes_of, points_of
+from jobs.storing import Annotator, AuthorOption, LabelOption, LakeFolder, StoreFlag, annotator, open_lake
+from pipelines.annotation import LakeFrame, find_frames, object_name, read_frames
+from pipelines.lake import Lake
 from vfm_ops.errors import MediaError, UsageError
 from vfm_ops.evaluate.overlay import draw_objects
 from vfm_ops.evaluate.sheet import contact_sheet
@@ -23,12 +27,13 @@ from vfm_ops.models.shipped import DEFAULT_TRACKER
 from vfm_ops.segment.grid_settings import GridFields, GridSettings
 
 OPTIONS_OF_ARGUMENTS = {"points": "--point", "boxes": "--box"}
+MASK_OPTIONS = {"multimask_output": True, "max_hole_area": 0, "max_sprinkle_area": 0}
 MENDED = "of at most so many pixels of the model's mask"
 
 
 @with_options_of(GridFields, "--everything", without=("point_grids",))
 def command(
-    pictures: Annotated[list[Path], typer.Argument(help="Image files.")],
+    pictures: Annotated[list[str], typer.Argument(help="Image files; with --lake file names, asset or frame ids.")],
     box: Annotated[list[str] | None, typer.Option(help="x0,y0,x1,y1 in pixels; one an object.")] = None,
     point: Annotated[
         list[str] | None,
@@ -52,53 +57,122 @@ def command(
     sheet: Annotated[Path | None, typer.Option(help="Also draw the masks, on this picture.")] = None,
     return_logits: Annotated[Path | None, typer.Option(help="Also write mask logits, to this .npz.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON line a picture, masks as COCO RLE.")] = False,
+    lake: LakeFolder = None,
+    store: StoreFlag = False,
+    author: AuthorOption = None,
+    label: LabelOption = None,
     **grid: Any,
 ) -> int:
     """Prints each object's box, area and predicted IoU. Exit code 1 when a picture is bad."""
     _check(bool(box or point or prompt_file), everything, return_logits)
+    opened = open_lake(lake, store, author, label)
     from vfm_ops.segment.segmenter import load_segmenter
 
     settings = GridSettings(**grid, point_grids=_grids(point_grids))
-    asked = _entries(box, point, prompt_file, pictures)
+    named = _named(pictures, opened)
+    asked = _entries(box, point, prompt_file, named)
     folder = prompt_file.parent if prompt_file else Path()
-    areas = {"max_hole_area": max_hole_area, "max_sprinkle_area": max_sprinkle_area}
-    options = {"multimask_output": multimask_output, **areas}
+    options = dict(zip(MASK_OPTIONS, (multimask_output, max_hole_area, max_sprinkle_area)))
     segmenter = load_segmenter(model, device=device)
 
-    def objects_of(path: Path, rgb: np.ndarray) -> list[dict[str, Any]]:
+    def objects_of(picture: Picture, rgb: np.ndarray) -> list[dict[str, Any]]:
         if everything:
             return list(_everything(segmenter, rgb, settings))
-        return list(_prompted(segmenter, rgb, path, asked, folder, options))
+        return list(_prompted(segmenter, rgb, picture, asked, folder, options))
 
-    return _segment(pictures, objects_of, as_json, sheet, return_logits)
+    keeper = annotator(opened, store, author, f"vfm segment {model}")
+    entries = None if everything else [entry.entry(folder) for entry in asked]
+    said = Said(
+        entries,
+        label,
+        {"everything": settings.model_dump(mode="json", exclude_defaults=True)} if everything else _unusual(options),
+    )
+    return _segment(_read(named, opened), objects_of, as_json, sheet, return_logits, keeper, said)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture. title: as it is told of. names: by which a file of prompts may name it. frame: of a lake."""
+
+    title: str
+    names: tuple[str, ...]
+    frame: LakeFrame | None = None
+
+
+@dataclass(frozen=True)
+class Said:
+    """What was asked for. entries: of each object, as in a file of prompts; None with everything mode. settings: the rest."""
+
+    entries: list[dict[str, Any]] | None
+    label: str | None
+    settings: dict[str, Any]
+
+    def annotations(self, frame: LakeFrame, objects: list[dict[str, Any]], author: str) -> list[dict[str, Any]]:
+        """Rows of a picture's objects that have a pixel."""
+        rows = []
+        for o in (o for o in objects if o["area"]):
+            entry = {"mask": self.settings} if self.entries is None else self.entries[o["object"] - 1]
+            name = entry.get("object") or object_name(author, frame.frame_index, entry)
+            prompts = self.settings if self.entries is None else {"prompts": [entry], **self.settings}
+            row = {"frame_id": frame.frame_id, "kind": "mask", "label": entry.get("label") or self.label}
+            row |= {"object_id": f"{name}/{o['object']}" if self.entries is None else name, "prompts": prompts}
+            rows.append(row | {k: o[k] for k in ("box", "mask", "score")})
+        return rows
+
+
+def _named(pictures: list[str], lake: Lake | None) -> list[Picture]:
+    """The pictures that are asked for. UsageError for one that the lake does not have."""
+    if lake is None:
+        return [Picture(p, (p, Path(p).name)) for p in pictures]
+    frames = find_frames(lake, pictures)
+    return [Picture(f.given, (f.given, f.frame_id, f.name, Path(f.name).name), f) for f in frames]
+
+
+def _read(pictures: list[Picture], lake: Lake | None) -> Iterator[tuple[Picture, np.ndarray | MediaError]]:
+    if lake is None:
+        pixels = (rgb for _, rgb in read_pictures([Path(p.title) for p in pictures]))
+    else:
+        pixels = (rgb for _, rgb in read_frames(lake, [p.frame for p in pictures if p.frame]))
+    return zip(pictures, pixels)
 
 
 def _segment(
-    pictures: list[Path],
-    objects_of: Callable[[Path, np.ndarray], list[dict[str, Any]]],
+    pictures: Iterator[tuple[Picture, np.ndarray | MediaError]],
+    objects_of: Callable[[Picture, np.ndarray], list[dict[str, Any]]],
     as_json: bool,
     sheet: Path | None,
     return_logits: Path | None,
+    keeper: Annotator | None,
+    said: Said,
 ) -> int:
     """Prints, and writes what is to be written, of each picture. Returns the exit code."""
     drawn: dict[str, np.ndarray] = {}
     logits: dict[str, np.ndarray] = {}
     bad = 0
-    for path, rgb in read_pictures(pictures):
+    for picture, rgb in pictures:
         if isinstance(rgb, MediaError):
             print(f"error: {rgb}", file=sys.stderr)
             bad += 1
             continue
-        objects = objects_of(path, rgb)
-        own = {f"{path.name}/{o['object']}": o.pop("logits") for o in objects if "logits" in o}
+        objects, name = objects_of(picture, rgb), Path(picture.title).name
+        own = {f"{name}/{o['object']}": o.pop("logits") for o in objects if "logits" in o}
         logits |= own if return_logits else {}
-        print(json.dumps({"picture": str(path), "objects": objects}) if as_json else _lines(path, objects))
+        print(json.dumps({"picture": picture.title, "objects": objects}) if as_json else _lines(picture.title, objects))
         if sheet:
-            drawn[path.name] = draw_objects(rgb, [{**o, "track_id": o["object"]} for o in objects])
+            drawn[name] = draw_objects(rgb, [{**o, "track_id": o["object"]} for o in objects])
+        if keeper and picture.frame:
+            keeper.add(said.annotations(picture.frame, objects, keeper.author))
     _write(sheet, drawn, return_logits, logits)
+    if keeper:
+        keeper.finish()
     if bad:
         print(f"{bad} pictures could not be read", file=sys.stderr)
     return 1 if bad else 0
+
+
+def _unusual(options: dict[str, Any]) -> dict[str, Any]:
+    """Options that are not as they are without being said."""
+    return {name: value for name, value in options.items() if value != MASK_OPTIONS[name]}
 
 
 def _check(prompted: bool, everything: bool, return_logits: Path | None) -> None:
@@ -119,14 +193,16 @@ def _grids(file: Path | None) -> Any:
         raise UsageError(f"--point-grids {file} can't be read as JSON: {error}") from error
 
 
-def _entries(boxes: list[str] | None, points: list[str] | None, file: Path | None, pictures: list[Path]) -> list[Any]:
+def _entries(
+    boxes: list[str] | None, points: list[str] | None, file: Path | None, pictures: list[Picture]
+) -> list[Any]:
     """What is asked for, in the order of the options, the file last. UsageError for a picture that is not among those given."""
     from vfm_ops.segment.prompt_file import ImageEntry, read_image_prompts
 
     entries = [ImageEntry(box=tuple(b)) for b in boxes_of(boxes)]  # type: ignore[arg-type]
     entries += [ImageEntry(points=xy, labels=on) for xy, on in points_of(points)]  # type: ignore[arg-type]
     entries += read_image_prompts(file) if file else []
-    known = {name for p in pictures for name in (p.name, str(p))}
+    known = {name for p in pictures for name in p.names}
     for entry in entries:
         if entry.image is not None and entry.image not in known:
             raise UsageError(f"--prompt-file {file} names {entry.image}, which is none of the pictures given")
@@ -134,7 +210,7 @@ def _entries(boxes: list[str] | None, points: list[str] | None, file: Path | Non
 
 
 def _prompted(
-    segmenter: Any, rgb: np.ndarray, path: Path, entries: list[Any], folder: Path, options: dict[str, Any]
+    segmenter: Any, rgb: np.ndarray, picture: Picture, entries: list[Any], folder: Path, options: dict[str, Any]
 ) -> Iterator[dict[str, Any]]:
     """The best candidate of each object asked for on a picture."""
     from vfm_ops.segment.prompt_file import segment_entry
@@ -142,7 +218,7 @@ def _prompted(
 
     encoded = segmenter.encode(rgb)
     for number, entry in enumerate(entries, 1):
-        if entry.image not in (None, path.name, str(path)):
+        if entry.image is not None and entry.image not in picture.names:
             continue
         found = segment_entry(segmenter, encoded, entry, folder, **options)
         best = int(found.scores[0].argmax())
@@ -167,8 +243,8 @@ def _everything(segmenter: Any, rgb: np.ndarray, grid: Any) -> Iterator[dict[str
         yield row | {"stability": m.stability, "mask": m.rle}
 
 
-def _lines(path: Path, objects: list[dict[str, Any]]) -> str:
-    head = f"{path}: {len(objects)} masks"
+def _lines(title: str, objects: list[dict[str, Any]]) -> str:
+    head = f"{title}: {len(objects)} masks"
     return "\n".join([head, *(f"  {o['object']:>4}  {o['score']:.3f}  {o['area']:>8} px  {o['box']}" for o in objects)])
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import cv2
 import numpy as np
 
 from vfm_ops.media.frame import DecodeSettings, Frame
@@ -19,11 +20,19 @@ class VideoFrames:
     """The frames of one video, decoded in a killable process when they are asked for.
 
     source: the video. sandbox: one with `pixels` that others use too; without, one of its own, which `close` ends. probe:
-    saves probing again. Raises MediaError, here for what is no video, and later for a frame that can't be decoded; a
-    file that ends before its header says becomes shorter, and raises IndexError as a list does.
+    saves probing again. size: (width, height) that frames are scaled to. Raises MediaError, here for what is no video, and
+    later for a frame that can't be decoded; a file that ends before its header says becomes shorter, and raises IndexError
+    as a list does.
     """
 
-    def __init__(self, source: MediaSource | str, sandbox: Sandbox | None = None, probe: Probe | None = None) -> None:
+    def __init__(
+        self,
+        source: MediaSource | str,
+        sandbox: Sandbox | None = None,
+        probe: Probe | None = None,
+        size: tuple[int, int] | None = None,
+    ) -> None:
+        self.size = size
         self.source = MediaSource(source) if isinstance(source, str) else source
         self._own = sandbox is None
         self._sandbox = sandbox or frame_sandbox()
@@ -55,6 +64,13 @@ class VideoFrames:
         self._last = index
         return self._held[index]
 
+    def scaled(self, pixels: np.ndarray | None) -> np.ndarray:
+        """A decoded frame in the size wanted."""
+        rgb = np.asarray(pixels)
+        if self.size in (None, rgb.shape[1::-1]):
+            return rgb
+        return cv2.resize(rgb, self.size, interpolation=cv2.INTER_AREA)
+
     def stop(self) -> None:
         """Gives the decoder back until another frame is asked for."""
         if self._ahead is not None:
@@ -76,12 +92,12 @@ class VideoFrames:
             self._count = index
             raise IndexError(index)
         self._next = index + 1
-        return {index: np.asarray(frame.pixels)}
+        return {index: self.scaled(frame.pixels)}
 
     def _backward(self, index: int) -> dict[int, np.ndarray]:
         self.stop()
         wanted = np.arange(max(0, index - BACKWARD + 1), index + 1)
-        frames = {f.frame_index: np.asarray(f.pixels) for f in self._sandbox.frames(self.source, wanted, self.probe)}
+        frames = {f.frame_index: self.scaled(f.pixels) for f in self._sandbox.frames(self.source, wanted, self.probe)}
         if index not in frames:
             self._count = index
             raise IndexError(index)

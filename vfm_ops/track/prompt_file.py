@@ -24,7 +24,7 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
 from vfm_ops.errors import UsageError
 from vfm_ops.track.frames import FrameMasks
-from vfm_ops.track.masks import Rle, checked_rle
+from vfm_ops.track.masks import Rle, checked_rle, encode_rle
 from vfm_ops.track.session import VideoSession
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -43,7 +43,10 @@ class Call(BaseModel):
 
 
 class Shown(BaseModel):
-    """What is said of one object: points with labels (1 on it, 0 off it), a box (xyxy), or a mask (file, or COCO RLE)."""
+    """What is said of one object: points with labels (1 on it, 0 off it), a box (xyxy), or a mask (file, or COCO RLE).
+
+    label, object: what it is, and its name, where it is stored in a lake.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -51,6 +54,13 @@ class Shown(BaseModel):
     labels: list[int] | None = None
     box: tuple[Finite, Finite, Finite, Finite] | None = None
     mask: str | Rle | None = None
+    label: str | None = None
+    object: str | None = None
+
+    def entry(self, folder: Path) -> dict[str, Any]:
+        """As it stands in a file of prompts, without what is not said; a mask as COCO RLE, wherever it lay."""
+        said = self.model_dump(mode="json", exclude_none=True)
+        return said | ({"mask": encode_rle(read_mask(self.mask, folder))} if isinstance(self.mask, str) else {})
 
     def mask_pixels(self, folder: Path) -> np.ndarray | None:
         """bool (H, W), where there is a mask. UsageError for a file that is none."""
@@ -129,6 +139,14 @@ CALLS: dict[str, type[Call]] = {
     "clear_all_prompts_in_frame": ClearAllPromptsInFrame,
     "reset_state": ResetState,
 }
+
+
+def entry_of(call: Call, folder: Path) -> dict[str, Any]:
+    """A call as it stands in a file of prompts."""
+    if isinstance(call, AddPrompt):
+        return call.entry(folder)
+    name = next(name for name, model in CALLS.items() if type(call) is model)
+    return {name: call.model_dump(mode="json", exclude_defaults=True)}
 
 
 def read_calls(path: Path) -> list[Call]:
