@@ -49,7 +49,9 @@ def command(
     track: Annotated[str, typer.Option(help="SAM 2 video checkpoint for tracking, or none.")] = DEFAULT_TRACKER,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda, for all models.")] = "auto",
     token_env: Annotated[str, typer.Option(help="Environment variable that holds the bearer token.")] = "VFM_TOKEN",
-    read_only: Annotated[bool, typer.Option("--read-only", help="The page may not write selections.")] = False,
+    read_only: Annotated[
+        bool, typer.Option("--read-only", help="Requests write no selections or annotations.")
+    ] = False,
     set_: Annotated[list[str] | None, typer.Option("--set", help="limits.NAME=value; may be repeated.")] = None,
 ) -> int:
     """Answers over HTTP until interrupted: /v1 and a page. Prints the address when it is ready."""

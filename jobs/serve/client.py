@@ -248,9 +248,10 @@ class SegmentSession(_Session):
         return_logits: bool = False,
         max_hole_area: int = 0,
         max_sprinkle_area: int = 0,
+        store: dict[str, str] | None = None,
     ) -> list[Mask]:
         """Candidate masks of one object, best first. labels: 1 on the object, 0 off it. mask: a coarse one, COCO RLE; or
-        mask_input: an earlier answer's `low_res_logits`."""
+        mask_input: an earlier answer's `low_res_logits`. store: author, label, object: keeps the best in the annotations."""
         body = {
             **_prompt(points, labels, box, mask),
             "multimask_output": multimask_output,
@@ -259,12 +260,14 @@ class SegmentSession(_Session):
         body |= {"max_hole_area": max_hole_area, "max_sprinkle_area": max_sprinkle_area}
         if mask_input is not None:
             body["mask_input"] = base64.b64encode(np.asarray(mask_input, "<f4").tobytes()).decode()
+        if store is not None:
+            body["store"] = store
         answer = self._client._post(f"segment/sessions/{self.id}", body)
         size = self.facts["height"], self.facts["width"]
         return [_mask(candidate, size) for candidate in answer["candidates"]]
 
     def everything(self, **grid: Any) -> list[Mask]:
-        """Every object, best first. grid: the settings of `vfm_ops.segment.grid_settings.GridFields`, by name."""
+        """Every object, best first. grid: `store`, and the settings of `vfm_ops.segment.grid_settings.GridFields`, by name."""
         answer = self._client._post(f"segment/sessions/{self.id}/everything", grid)
         return [_mask(found, (0, 0)) for found in answer["masks"]]
 
@@ -319,6 +322,11 @@ class TrackSession(_Session):
     def clear_all_prompts_in_frame(self, frame_idx: int, obj_id: int) -> None:
         """Takes back what was said of an object on a frame."""
         self._call("clear_all_prompts_in_frame", {"frame_index": frame_idx, "object_id": obj_id})
+
+    def store(self, author: str, labels: dict[int, str] | None = None, objects: dict[int, str] | None = None) -> int:
+        """Keeps what was tracked in the lake's annotations. labels, objects: what an object is, and is called, by number.
+        Returns how many rows."""
+        return self._call("store", {"author": author, "labels": labels or {}, "objects": objects or {}})["stored"]
 
     def reset_state(self) -> None:
         """Forgets all objects and prompts."""

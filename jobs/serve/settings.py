@@ -102,7 +102,7 @@ class RequestLimits(Strict):
 class ServeSettings(Strict):
     """A whole server. lake: directory or object-store prefix. token_env: environment variable that holds the bearer token.
 
-    selections: whether requests may write selections into the lake (nothing else is ever written).
+    selections: whether requests may write selections and annotations into the lake (nothing else is ever written).
     gateways: replicas that speak HTTP behind Ray's proxies; 0 where the process that starts the server does, as `vfm serve`.
     """
 

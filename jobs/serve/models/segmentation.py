@@ -25,10 +25,12 @@ EXPIRY_CHECKS_S = 5.0
 
 @dataclass(frozen=True)
 class _Opened:
-    """image: as it came; crops are cut from its pixels, which would take more room than the encoding."""
+    """image: as it came; crops are cut from its pixels, which would take more room than the encoding. frame_id: of a frame of
+    the lake."""
 
     encoded: EncodedImage
     image: bytes
+    frame_id: str | None
 
 
 class Segmentation(HoldsSessions):
@@ -44,14 +46,15 @@ class Segmentation(HoldsSessions):
         self._one_at_a_time = asyncio.Lock()
         self._expiry = asyncio.get_running_loop().create_task(expire_for_ever(self._sessions))
 
-    async def open(self, session: str, image: bytes) -> dict[str, Any]:
-        """Encodes an image under a session's id. Returns its width, height and lifetime. MediaError; Problem 429."""
+    async def open(self, session: str, image: bytes, frame_id: str | None = None) -> dict[str, Any]:
+        """Encodes an image, which may be of a frame, under a session's id. Returns its width, height and lifetime. MediaError;
+        Problem 429."""
         segmenter = await self._segmenter.get()
         self._sessions.reserve()
         (rgb,) = await asyncio.to_thread(self._decoder.pixels, [image])
         async with self._one_at_a_time:
             encoded = await asyncio.to_thread(segmenter.encode, rgb)
-        self._sessions.add(session, _Opened(encoded, image))
+        self._sessions.add(session, _Opened(encoded, image, frame_id))
         return {"width": rgb.shape[1], "height": rgb.shape[0], "expires_s": self._sessions.expires_s}
 
     async def segment(self, session: str, prompt: dict[str, Any]) -> list[dict[str, Any]]:
@@ -68,6 +71,10 @@ class Segmentation(HoldsSessions):
             (rgb,) = await asyncio.to_thread(self._decoder.pixels, [opened.image])
         async with self._one_at_a_time:
             return await asyncio.to_thread(_everything, segmenter, opened.encoded, rgb, grid)
+
+    async def frame(self, session: str) -> str | None:
+        """The frame of the lake that a session is on; None where an image was sent. Problem 404."""
+        return self._sessions.get(session).frame_id
 
     def __del__(self) -> None:
         if hasattr(self, "_decoder"):

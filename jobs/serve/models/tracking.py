@@ -36,10 +36,16 @@ MOST_ANSWERED = 5000  # frames whose answers are held, for the objects that a co
 
 @dataclass
 class Following:
-    """One session: a video, what is followed on it, and the latest answer for each object and frame."""
+    """One session: a video, what is followed on it, and the latest answer for each object and frame.
+
+    asset_id: of a video of the lake. said: what was said of each object, as a file of prompts has it. forgotten: answers.
+    """
 
     frames: VideoFrames
     session: VideoSession
+    asset_id: str | None = None
+    said: dict[int, list[dict[str, Any]]] = field(default_factory=dict)
+    forgotten: int = 0
     answers: dict[int, dict[int, dict[str, Any]]] = field(default_factory=dict)
     streaming: asyncio.Lock = field(default_factory=asyncio.Lock)
     # Held by the thread at work, not by the request that waits for it: a client may hang up while the thread goes on.
@@ -65,6 +71,10 @@ class Following:
                     found = session.add_new_points_or_box(index, object_id, *shown)
             finally:
                 self.frames.stop()
+            told = {name: prompt[name] for name in ("points", "labels", "box", "mask") if prompt[name] is not None}
+            told |= {"frame_idx": index, "obj_id": object_id}
+            told |= {} if prompt["clear_old_points"] else {"clear_old_points": False}
+            self.said.setdefault(object_id, []).append(told)
             return self._remember(found)[object_id]
 
     def decode(self, reverse: bool) -> None:
@@ -93,10 +103,36 @@ class Following:
             if object_id is None:
                 self.session.reset_state()
                 self.answers.clear()
+                self.said.clear()
                 return
             self.session.remove_object(object_id)
+            self.said.pop(object_id, None)
             for answers in self.answers.values():
                 answers.pop(object_id, None)
+
+    def clear(self, index: int, object_id: int) -> None:
+        """Takes the prompts of an object on a frame back. UsageError."""
+        with self.turn:
+            self.session.clear_all_prompts_in_frame(index, object_id)
+            entry = {"clear_all_prompts_in_frame": {"frame_idx": index, "obj_id": object_id}}
+            self.said.setdefault(object_id, []).append(entry)
+
+    def objects(self) -> dict[str, Any]:
+        """What was answered of the objects that there are, for who stores it. Problem 409 when some of it was forgotten."""
+        with self.turn:
+            if self.forgotten:
+                raise Problem(
+                    409, "too long", f"A session holds {MOST_ANSWERED} answered frames, and this one had more: "
+                    "track and store the video by vfm track."
+                )  # fmt: skip
+            known, times = set(self.session.object_ids), self.frames.probe.pts_s
+            rows = [
+                {"frame_index": index, "pts_s": float(times[index]), **answer}
+                for index, answers in self.answers.items()
+                for i, answer in answers.items()
+                if i in known and answer["visible"] and any(answer["box"])
+            ]
+            return {"asset_id": self.asset_id, "rows": rows, "said": {i: self.said[i] for i in known}}
 
     def standing(self) -> dict[str, Any]:
         """How many objects there are, and the frame from which tracking goes on; the video's length when all is tracked."""
@@ -110,6 +146,7 @@ class Following:
         answers.update({answer["object_id"]: answer for answer in _objects(found)})
         while len(self.answers) > MOST_ANSWERED:
             del self.answers[next(iter(self.answers))]
+            self.forgotten += 1
         return answers
 
 
@@ -131,9 +168,14 @@ class Tracking(HoldsSessions):
         self._expiry = asyncio.get_running_loop().create_task(expire_for_ever(self._sessions))
 
     async def open(
-        self, session: str, source: tuple[Any, ...], fill_hole_area: int = 0, non_overlap_masks: bool = False
+        self,
+        session: str,
+        source: tuple[Any, ...],
+        fill_hole_area: int = 0,
+        non_overlap_masks: bool = False,
+        asset_id: str | None = None,
     ) -> dict[str, Any]:
-        """Probes a video (`MediaSource.to_tuple`) and opens a session on it. MediaError; Problem 429."""
+        """Probes a video (`MediaSource.to_tuple`), maybe an asset's, and opens a session on it. MediaError; Problem 429."""
         from vfm_ops.track.memory_bank import BankPolicy
         from vfm_ops.track.session import VideoSession
         from vfm_ops.track.tracker import Sam2Tracker, TrackerSettings
@@ -147,7 +189,8 @@ class Tracking(HoldsSessions):
             fill_hole_area=fill_hole_area,
             non_overlap_masks=non_overlap_masks,
         )
-        self._sessions.add(session, Following(frames, VideoSession(Sam2Tracker(network, settings), frames)))
+        following = Following(frames, VideoSession(Sam2Tracker(network, settings), frames), asset_id)
+        self._sessions.add(session, following)
         probe = frames.probe
         return {
             "width": probe.width,
@@ -180,8 +223,7 @@ class Tracking(HoldsSessions):
     async def clear_all_prompts_in_frame(self, session: str, frame_index: int, object_id: int) -> dict[str, Any]:
         """Takes the prompts of an object on a frame back. UsageError; Problem 404."""
         following = self._sessions.get(session)
-        clear = following.session.clear_all_prompts_in_frame
-        await asyncio.to_thread(following.call, clear, frame_index, object_id)
+        await asyncio.to_thread(following.clear, frame_index, object_id)
         return await asyncio.to_thread(following.standing)
 
     async def reset_state(self, session: str) -> dict[str, Any]:
@@ -189,6 +231,10 @@ class Tracking(HoldsSessions):
         following = self._sessions.get(session)
         await asyncio.to_thread(following.forget)
         return await asyncio.to_thread(following.standing)
+
+    async def objects(self, session: str) -> dict[str, Any]:
+        """The asset, rows of all objects on all answered frames, and what was said of each. Problem 404, 409."""
+        return await asyncio.to_thread(self._sessions.get(session).objects)
 
     async def stream(
         self, session: str, frames: int, start_frame_idx: int | None = None, reverse: bool = False

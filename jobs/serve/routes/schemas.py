@@ -42,6 +42,7 @@ Box = Annotated[
 ]
 FRAME_NAMES = AliasChoices("frame_index", "frame_idx")
 ObjectId = Annotated[int, Field(ge=0, le=1_000_000, validation_alias=AliasChoices("object_id", "obj_id"))]
+ObjectNumber = Annotated[int, Field(ge=0, le=1_000_000)]
 FillHoleArea = Annotated[int, Field(ge=0, le=1_000_000, description="Holes of so many pixels of the model are filled.")]
 ModelName = Annotated[str, Field(min_length=1, max_length=500, description="A model spec that GET /v1/models lists.")]
 
@@ -202,6 +203,16 @@ class Prompted(Body):
         return self
 
 
+class StoreAs(Body):
+    """Keep the answer in the lake's annotations: who says so, what it is, and its name there, by which it gets new versions."""
+
+    author: Text
+    label: Text | None = None
+    object: Annotated[str, Field(min_length=1, max_length=200)] | None = Field(
+        None, description="Without one, an object is known by its author and by its box or first point."
+    )
+
+
 class SegmentClick(Prompted):
     """One object asked for; `multimask` is `multimask_output`."""
 
@@ -216,6 +227,7 @@ class SegmentClick(Prompted):
     )
     max_hole_area: int = Field(0, ge=0, le=1_000_000, description="Holes of so many pixels of the model are filled.")
     max_sprinkle_area: int = Field(0, ge=0, le=1_000_000, description="Specks of so many are taken out.")
+    store: StoreAs | None = Field(None, description="Keep the best candidate; of a session on a frame of the lake.")
 
 
 class SegmentEverything(Body, GridFields):
@@ -223,6 +235,8 @@ class SegmentEverything(Body, GridFields):
 
     points_per_side: int = Field(32, ge=1, le=64, description="The grid of points is its square.")
     crop_n_layers: int = Field(0, ge=0, le=2, description="Look at 2 x 2 crops too, then at 4 x 4: small things.")
+
+    store: StoreAs | None = Field(None, description="Keep all masks; of a session on a frame of the lake.")
 
     @model_validator(mode="after")
     def _affordable(self) -> SegmentEverything:
@@ -273,6 +287,14 @@ class TrackClear(Body):
 
     frame_index: int = Field(ge=0, le=10_000_000, validation_alias=FRAME_NAMES)
     object_id: ObjectId
+
+
+class TrackStore(Body):
+    """Keep what was tracked of each object, on all frames. labels, objects: what an object is and is called, by its number."""
+
+    author: Text
+    labels: dict[ObjectNumber, Text] = Field({}, max_length=1000)
+    objects: dict[ObjectNumber, Annotated[str, Field(min_length=1, max_length=200)]] = Field({}, max_length=1000)
 
 
 class Lasso(Body):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
@@ -9,6 +10,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, File, Query, UploadFile
 from starlette.responses import StreamingResponse
 
+from jobs.serve.annotations import check_stored, keep, segmented_rows, tracked_rows
 from jobs.serve.context import Context, without_path
 from jobs.serve.problems import Problem, cause_of, problem_of
 from jobs.serve.routes.schemas import (
@@ -21,6 +23,7 @@ from jobs.serve.routes.schemas import (
     TrackOpen,
     TrackPrompt,
     TrackRemove,
+    TrackStore,
 )
 from jobs.serve.sessions import checked_session_id, new_session_id, unknown_session
 
@@ -35,6 +38,7 @@ def routes(context: Context) -> APIRouter:
     _track_routes(api, context)
     _prompt_routes(api, context)
     _stream_routes(api, context)
+    _store_routes(api, context)
     return api
 
 
@@ -59,7 +63,7 @@ def _segment_routes(api: APIRouter, context: Context) -> None:
         handle = _handle(context.segment, "segment")
         image = await context.image_bytes(body.image, body.frame_id)
         session = new_session_id()
-        facts = await handle.options(session_id=session).open.remote(session, image)
+        facts = await handle.options(session_id=session).open.remote(session, image, body.frame_id)
         context.metrics.items.labels("segment").inc()
         return {"session": session, **facts}
 
@@ -67,15 +71,20 @@ def _segment_routes(api: APIRouter, context: Context) -> None:
     async def click(session: str, body: SegmentClick) -> dict[str, Any]:
         """Masks of the object under points, in a box, or of a coarse mask: candidates, best first; masks are COCO RLE."""
         handle, session = _handle(context.segment, "segment"), checked_session_id(session)
-        candidates = await handle.options(session_id=session).segment.remote(session, body.model_dump())
-        return {"session": session, "candidates": candidates}
+        check_stored(body.store, context.settings.selections)
+        replica = handle.options(session_id=session)
+        candidates = await replica.segment.remote(session, body.model_dump(exclude={"store"}))
+        stored = await _kept(context, replica, session, candidates, body)
+        return {"session": session, "candidates": candidates} | stored
 
     @api.post("/segment/sessions/{session}/everything", tags=["segment"])
     async def everything(session: str, body: SegmentEverything) -> dict[str, Any]:
         """Masks of every object that a grid of points finds, best first."""
         handle, session = _handle(context.segment, "segment"), checked_session_id(session)
-        masks = await handle.options(session_id=session).everything.remote(session, body.model_dump())
-        return {"session": session, "masks": masks}
+        check_stored(body.store, context.settings.selections)
+        replica = handle.options(session_id=session)
+        masks = await replica.everything.remote(session, body.model_dump(exclude={"store"}))
+        return {"session": session, "masks": masks} | await _kept(context, replica, session, masks, body)
 
     @api.delete("/segment/sessions/{session}", tags=["segment"], status_code=204)
     async def close_session(session: str) -> None:
@@ -92,7 +101,7 @@ def _track_routes(api: APIRouter, context: Context) -> None:
         if media_type != "video":
             raise Problem(422, "", "This asset is not a video.")
         try:
-            return await _open(handle, source.to_tuple(), body.fill_hole_area, body.non_overlap_masks)
+            return await _open(handle, source.to_tuple(), body.fill_hole_area, body.non_overlap_masks, body.asset_id)
         except Exception as error:
             raise without_path(cause_of(error), source) from error
 
@@ -164,6 +173,45 @@ def _prompt_routes(api: APIRouter, context: Context) -> None:
         """Forgets all objects and prompts."""
         handle, session = _handle(context.track, "track"), checked_session_id(session)
         return await handle.options(session_id=session).reset_state.remote(session)
+
+
+def _store_routes(api: APIRouter, context: Context) -> None:
+    @api.post("/track/sessions/{session}/store", tags=["track"], status_code=201)
+    async def store(session: str, body: TrackStore) -> dict[str, Any]:
+        """Keeps what was tracked so far in the lake's annotations: each object on all frames where it shows, in place of what
+        was kept of it before. Of a session on a video of the lake."""
+        handle, session = _handle(context.track, "track"), checked_session_id(session)
+        check_stored(body, context.settings.selections)
+        told = await handle.options(session_id=session).objects.remote(session)
+        if told["asset_id"] is None:
+            raise Problem(
+                422, "", "This video was sent, and is not of the lake: only what is of the lake can be stored."
+            )
+
+        def write() -> list[str]:
+            rows = tracked_rows(context.lake, told, body)
+            spec = context.settings.track.spec if context.settings.track else ""
+            return keep(context.lake.root, rows, body.author, f"vfm serve {spec}", True)
+
+        return {"session": session, "stored": len(await asyncio.to_thread(write))}
+
+
+async def _kept(
+    context: Context, replica: Any, session: str, found: list[dict[str, Any]], body: SegmentClick | SegmentEverything
+) -> dict[str, Any]:
+    """Stores what was found, where that is asked for: {"stored": ids}; else nothing."""
+    if body.store is None:
+        return {}
+    author, frame_id = body.store.author, await replica.frame.remote(session)
+    if frame_id is None:
+        raise Problem(422, "", "This image was sent, and is not of the lake: only what is of the lake can be stored.")
+
+    def write() -> list[str]:
+        rows = segmented_rows(context.lake, frame_id, found, body)
+        spec = context.settings.segment.spec if context.settings.segment else ""
+        return keep(context.lake.root, rows, author, f"vfm serve {spec}", True)
+
+    return {"stored": await asyncio.to_thread(write)}
 
 
 async def _lines(first: dict[str, Any] | None, results: Any) -> AsyncIterator[bytes]:
