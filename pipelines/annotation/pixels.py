@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import cv2
@@ -23,7 +24,7 @@ from vfm_ops.media.video_frames import VideoFrames
 
 @dataclass(frozen=True)
 class LakeFrame:
-    """A frame of an asset. given: how it was asked for. name: its file's."""
+    """A frame of an asset. given: how it was asked for. name: where its file lies."""
 
     asset_id: str
     frame_index: int
@@ -46,17 +47,33 @@ def find_frames(lake: Lake, names: Iterable[str]) -> list[LakeFrame]:
     Raises:
         UsageError: there is no such asset, or more than one of that file name; a video, and no frame of it, is named.
     """
-    assets = AssetNames(lake)
+    assets = _Assets(lake)
     found = []
     for given in names:
         name, _, index = given.rpartition(":")
         numbered = bool(name) and index.isascii() and index.isdigit()
-        asset_id = assets.find(name if numbered else given)
-        kind = lake.read("assets", ["media_type"], equals("asset_id", asset_id))["media_type"][0].as_py()
-        if kind == "video" and not numbered:
+        asset = assets.find(name if numbered else given)
+        if asset["media_type"] == "video" and not numbered:
             raise UsageError(f"{given} is a video: name one of its frames, such as {given}:0")
-        found.append(LakeFrame(asset_id, int(index) if numbered else 0, given, assets.original(asset_id)))
+        place = int(index) if numbered else 0
+        found.append(LakeFrame(asset["asset_id"], place, given, asset["member"] or asset["uri"]))
     return found
+
+
+class _Assets:
+    """Rows of `assets` by id, for which no other is read, or by file name."""
+
+    def __init__(self, lake: Lake) -> None:
+        self._lake = lake
+
+    @cached_property
+    def _names(self) -> AssetNames:
+        return AssetNames(self._lake)
+
+    def find(self, name: str) -> dict[str, Any]:
+        """UsageError when there is none, or more than one of that file name."""
+        rows = self._lake.read("assets", None, equals("asset_id", name)).to_pylist()
+        return rows[0] if rows else _asset(self._lake, self._names.find(name))
 
 
 def read_frames(lake: Lake, frames: Iterable[LakeFrame]) -> Iterator[tuple[LakeFrame, np.ndarray | MediaError]]:
@@ -95,8 +112,8 @@ def lake_video(lake: Lake, name: str, sandbox: Sandbox | None = None) -> tuple[s
         UsageError: there is no such asset, or it is no video.
         MediaError: it can't be decoded.
     """
-    asset_id = AssetNames(lake).find(name)
-    asset = _asset(lake, asset_id)
+    asset = _Assets(lake).find(name)
+    asset_id = asset["asset_id"]
     if asset["media_type"] == "image":
         raise UsageError(f"{name} is a picture: name a video")
     return asset_id, VideoFrames(media_source(asset, RowReader()), sandbox, size=stored_size_of(lake, asset_id))
