@@ -70,7 +70,7 @@ class StandIn:
             {"width": rgb.shape[1], "height": rgb.shape[0], "detections": []} for rgb in self._decoder.pixels(images)
         ]
 
-    def do_open(self, session: str, source: Any) -> dict[str, Any]:
+    def do_open(self, session: str, source: Any, *_: Any) -> dict[str, Any]:
         if isinstance(source, bytes):
             (rgb,) = self._decoder.pixels([source])
             return {"width": rgb.shape[1], "height": rgb.shape[0]}
@@ -79,7 +79,7 @@ class StandIn:
     def do_segment(self, *args: Any) -> list[Any]:
         raise Problem(404, "no such session", "There is no such session.")
 
-    do_prompt = do_close = do_everything = do_segment
+    do_prompt = do_close = do_everything = do_frame = do_objects = do_segment
     do_remove_object = do_clear_all_prompts_in_frame = do_reset_state = do_segment
 
     def _unit(self, seed: bytes) -> np.ndarray:

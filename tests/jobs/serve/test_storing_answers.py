@@ -60,13 +60,13 @@ def test_a_click_is_kept_and_the_next_one_is_a_version_of_it(served):
             return
         with Lease(lake, "a run that writes"):
             best = session.click([[20, 24]], [1], store=store)[0]
-        (row,) = lake.annotations.to_arrow().to_pylist()
+        (row,) = lake.annotations.to_arrow("kind = 'mask'").to_pylist()
         assert (row["mask"], row["box"], row["label"]) == (best.rle, list(best.box), "disc")
         assert (row["author"], row["source"]) == ("ann", f"vfm serve {MODEL}")
         assert json.loads(row["prompts"]) == {"prompts": [{"points": [[20.0, 24.0]], "labels": [1]}]}
         session.click([[20, 24], [60, 24]], [1, 0], store=store)
         session.click([[60, 24]], [1], store={"author": "ann", "object": "right"})
-        assert sorted(lake.annotations.to_pandas()["version"]) == [1, 2]
+        assert sorted(lake.annotations.to_arrow("kind = 'mask'")["version"].to_pylist()) == [1, 2]
         many = session.everything(points_per_side=4, min_iou=0.1, min_stability=0.0, store={"author": "bob"})
         assert lake.annotations.count("author = 'bob'") == len(many) > 1
     assert verify_lake(lake).violations == []
