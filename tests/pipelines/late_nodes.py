@@ -15,11 +15,13 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from pipelines.process.chain import Chain
+
 KILLS, RAISES = "kills.jpg", "raises.jpg"
 
 
 def sabotage() -> None:
-    """In every worker: decoding these items ends the process, or raises."""
+    """Decoding these items ends the process, or raises."""
     from pipelines.process.decode import DecodeAssets
 
     decode = DecodeAssets.__call__
@@ -33,6 +35,24 @@ def sabotage() -> None:
         return decode(self, unit, known)
 
     DecodeAssets.__call__ = decoding
+
+
+def sabotage_workers() -> None:
+    """In every process of Ray, and in the workers that it starts to run an item carefully."""
+    from pipelines.process.local import LocalWorkers
+    from tests.pipelines.late_nodes import Sabotaged, sabotage
+
+    sabotage()
+    init = LocalWorkers.__init__
+    LocalWorkers.__init__ = lambda self, actor, *rest: init(self, Sabotaged, *rest)
+
+
+class Sabotaged(Chain):
+    """A chain in which these items do what they do."""
+
+    def __init__(self, *arguments) -> None:
+        sabotage()
+        super().__init__(*arguments)
 
 
 def main(root: str) -> None:
@@ -58,7 +78,7 @@ def main(root: str) -> None:
 
     placing.logger.addHandler(Listen())
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **small})
-    hook = {"worker_process_setup_hook": sabotage}
+    hook = {"worker_process_setup_hook": sabotage_workers}
     ray.init(address=cluster.address, runtime_env=hook, log_to_driver=False, logging_level=logging.ERROR)
 
     lake = Lake.open(root)

@@ -181,7 +181,8 @@ def test_on_ray_the_agent_of_the_node_exports_what_the_dashboard_shows(on_ray):
     of_cards = {f"ray_{name}" for name in METRICS_GAUGES if "gpu" in name}  # exported where there is a card
     used = {name for name in names_in(QUERIES) if name.startswith("ray_")}
     assert used - of_cards <= on_ray
-    assert {f"ray_{metric.name}" for metric in METRICS} - on_ray == {"ray_vfm_interrupted_assets_total"}
+    # Unless a test before this one, on the same Ray, had a store that failed.
+    assert {f"ray_{metric.name}" for metric in METRICS} - on_ray <= {"ray_vfm_interrupted_assets_total"}
 
 
 def names_of_server() -> set[str]:
