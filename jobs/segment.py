@@ -28,6 +28,7 @@ from vfm_ops.segment.grid_settings import GridFields, GridSettings
 
 OPTIONS_OF_ARGUMENTS = {"points": "--point", "boxes": "--box"}
 MASK_OPTIONS = {"multimask_output": True, "max_hole_area": 0, "max_sprinkle_area": 0}
+GRIDS = "JSON: a list of x, y from 0 to 1 for the picture and each layer of crops."
 MENDED = "of at most so many pixels of the model's mask"
 
 
@@ -48,12 +49,7 @@ def command(
     multimask_output: Annotated[bool, typer.Option(help="Choose the best of three masks, else take the one.")] = True,
     max_hole_area: Annotated[int, typer.Option(help=f"Fill holes {MENDED}.", min=0)] = 0,
     max_sprinkle_area: Annotated[int, typer.Option(help=f"Take out specks {MENDED}.", min=0)] = 0,
-    point_grids: Annotated[
-        Path | None,
-        typer.Option(
-            help="JSON: a list of x, y from 0 to 1 for the picture and each layer of crops. With --everything."
-        ),
-    ] = None,
+    point_grids: Annotated[Path | None, typer.Option(help=f"{GRIDS} With --everything.")] = None,
     sheet: Annotated[Path | None, typer.Option(help="Also draw the masks, on this picture.")] = None,
     return_logits: Annotated[Path | None, typer.Option(help="Also write mask logits, to this .npz.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON line a picture, masks as COCO RLE.")] = False,
@@ -81,12 +77,7 @@ def command(
         return list(_prompted(segmenter, rgb, picture, asked, folder, options))
 
     keeper = annotator(opened, store, author, f"vfm segment {model}")
-    entries = None if everything else [entry.entry(folder) for entry in asked]
-    said = Said(
-        entries,
-        label,
-        {"everything": settings.model_dump(mode="json", exclude_defaults=True)} if everything else _unusual(options),
-    )
+    said = _said(asked, folder, label, settings if everything else None, options)
     return _segment(_read(named, opened), objects_of, as_json, sheet, return_logits, keeper, said)
 
 
@@ -118,6 +109,14 @@ class Said:
             row |= {"object_id": f"{name}/{o['object']}" if self.entries is None else name, "prompts": prompts}
             rows.append(row | {k: o[k] for k in ("box", "mask", "score")})
         return rows
+
+
+def _said(
+    asked: list[Any], folder: Path, label: str | None, grid: GridSettings | None, options: dict[str, Any]
+) -> Said:
+    if grid is None:
+        return Said([entry.entry(folder) for entry in asked], label, _unusual(options))
+    return Said(None, label, {"everything": grid.model_dump(mode="json", exclude_defaults=True)})
 
 
 def _named(pictures: list[str], lake: Lake | None) -> list[Picture]:
