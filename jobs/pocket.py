@@ -203,20 +203,23 @@ class OwlRecipe:
 
 
 class Sam2Recipe:
-    """pocket-sam2: prompts on stills, then memory on clips."""
+    """pocket-sam2: prompts on stills, then memory on clips, then corrections on both."""
 
     seed, start = 2, "random weights"
     about = (
-        "A SAM 2 (transformers Sam2VideoModel, 128 px, hidden 128, memory 64): masks from boxes and clicks, and their "
-        "propagation through video, for generated things and photographic cut-outs."
+        "A SAM 2 (transformers Sam2VideoModel, 128 px, hidden 128, memory 64): masks from boxes, clicks and rough masks, their "
+        "correction by more clicks, and their propagation through video, for generated things and photographic cut-outs."
     )
 
     def train(self, seed: int, scale: float, directory: Path) -> Any:
-        from vfm_ops.pocket import sam2_train
+        from vfm_ops.pocket import sam2_clicks, sam2_train
 
-        stills, short, clips = (_scaled(n, scale) for n in (2500, 600, 1800))
+        stills, short, clips, corrected = (_scaled(n, scale) for n in (2500, 600, 1800, 900))
         rollouts = [(_scaled(n, scale), age) for n, age in ((1500, 0), (1200, 0), (1000, 3000))]
-        return sam2_train.train(stills, short, clips, rollouts, seed, checkpoint=directory)
+        model = sam2_train.train(stills, short, clips, rollouts, seed, checkpoint=directory)
+        sam2_clicks.train_clicks(model, corrected, seed=seed + 9, checkpoint=directory)
+        sam2_train.doubt_presence(model, sam2_train.PRESENCE_MARGIN)
+        return model.eval()
 
     def save(self, trained: Any, directory: Path) -> None:
         from vfm_ops.pocket import sam2
@@ -230,9 +233,10 @@ class Sam2Recipe:
         return Sam2VideoModel.from_pretrained(directory, dtype=torch.float32).eval()
 
     def evaluate(self, loaded: Any) -> dict[str, float]:
-        from vfm_ops.pocket.score_masks import evaluate_prompts, evaluate_tracking
+        from vfm_ops.pocket import score_masks
 
-        return evaluate_prompts(loaded) | evaluate_tracking(loaded)
+        by_prompt = score_masks.evaluate_prompts(loaded) | score_masks.evaluate_clicks(loaded)
+        return by_prompt | score_masks.evaluate_tracking(loaded) | score_masks.evaluate_clicked_clips(loaded)
 
 
 class DinoRecipe:

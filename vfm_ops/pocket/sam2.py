@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vfm_ops.pocket.train import save_half
+from vfm_ops.track.network import MOST_PREVIOUS_LOGIT
 
 SIZE, HIDDEN, MEMORY = 128, 128, 64
 FEATURES = ((32, 32), (16, 16), (8, 8))
@@ -130,6 +131,21 @@ def open_memory(model: Any, pixels_BCHW: Tensor, logits_BSS: Tensor) -> None:
         layer.cross_attn_image.k_proj.bias.fill_(3.0)
 
 
+@torch.no_grad()
+def open_mask_prompts(model: Any, pixels_BCHW: Tensor, logits_BSS: Tensor) -> None:
+    """Before the first mask prompt: makes its embedding half as large as the features that it is added to.
+
+    Features that stills have taught are a hundred times as large as what the mask embedding was drawn with: a mask given as a
+    prompt would move logits of 20 by 0.1, and the decoder would never learn to listen. Sizes are deviations over places.
+    A mask of 0 and 1 that tracking starts from is brought to the same scale as logits are, -10 to 10.
+    """
+    model.mask_downsample.weight.fill_(20 / model.mask_downsample.weight[0].numel())
+    model.mask_downsample.bias.fill_(-10)
+    embed = model.prompt_encoder.mask_embed
+    said = embed(logits_BSS[:, None]).std((0, 2, 3)).mean()
+    _resize(embed.conv3, 2 * said / encode(model, pixels_BCHW).low_BCHW.std((0, 2, 3)).mean())
+
+
 def _resize(layer: Any, size: Tensor) -> None:
     """Divides what a linear layer or convolution gives."""
     layer.weight.div_(size)
@@ -179,15 +195,18 @@ def decode(
     points: Tensor | None,
     labels: Tensor | None,
     multimask: bool,
+    previous_BSS: Tensor | None = None,
 ) -> Decoded:
     """Mask decoder for N prompts an image.
 
     points (B, N, P, 2) pixels, labels (B, N, P): 1 and 0 clicks, 2 and 3 box corners; both None: no prompt (tracking, N = 1).
+    previous_BSS: logits of a mask that the prompts correct (N = 1).
     """
     b = len(conditioned_BCHW)
     if points is None or labels is None:
         points, labels = torch.zeros(b, 1, 1, 2), -torch.ones(b, 1, 1, dtype=torch.int32)
-    sparse, dense = model.prompt_encoder(input_points=points, input_labels=labels, input_boxes=None, input_masks=None)
+    masks = None if previous_BSS is None else previous_BSS[:, None].clamp(-MOST_PREVIOUS_LOGIT, MOST_PREVIOUS_LOGIT)
+    sparse, dense = model.prompt_encoder(input_points=points, input_labels=labels, input_boxes=None, input_masks=masks)
     positions = model.get_image_wide_positional_embeddings().repeat(b, 1, 1, 1)
     masks, iou, tokens, present = model.mask_decoder(
         image_embeddings=conditioned_BCHW,

@@ -191,9 +191,9 @@ def clip_losses(model: Any, batch: dict[str, np.ndarray], frames: int) -> dict[s
     owner_N = torch.arange(b).repeat_interleave(n)
     learnt = [0, *range(t - frames + 1, t)]
     between = range(1, t - frames + 1)
-    features_at = _encoded(model, batch["rgb"], learnt, owner_N)
+    features_at = encoded(model, batch["rgb"], learnt, owner_N)
     with torch.no_grad():
-        features_at |= _encoded(model, batch["rgb"], between, owner_N)
+        features_at |= encoded(model, batch["rgb"], between, owner_N)
     memories: list[Tensor] = []
     pointers: list[Tensor] = []
     sums: dict[str, Tensor] = {}
@@ -220,7 +220,7 @@ def clip_losses(model: Any, batch: dict[str, np.ndarray], frames: int) -> dict[s
     return sums
 
 
-def _encoded(model: Any, rgb_BTHWC: np.ndarray, times: Sequence[int], owner_N: Tensor) -> dict[int, sam2.Features]:
+def encoded(model: Any, rgb_BTHWC: np.ndarray, times: Sequence[int], owner_N: Tensor) -> dict[int, sam2.Features]:
     """Features of these frames, each for its N objects."""
     if not times:
         return {}
@@ -333,7 +333,7 @@ def train(
     say: Callable[[str], None] = print,
     checkpoint: Path | None = None,
 ) -> Any:
-    """Stills, clips of three frames, of six, and of up to 26, from random weights. Returns the model.
+    """Stills, clips of three frames, of six, and of up to 26, from random weights. Returns the model, in training still.
 
     rollouts: steps and age (see `make_clips`) of each turn of long clips.
     """
@@ -344,8 +344,7 @@ def train(
     train_memory(model, short_steps, clip_steps, seed + 1, say, checkpoint)
     for turn, (steps, age) in enumerate(rollouts):
         train_rollout(model, steps, age, seed + 3 + 2 * turn, say, checkpoint)
-    doubt_presence(model, PRESENCE_MARGIN)
-    return model.eval()
+    return model
 
 
 def train_memory(

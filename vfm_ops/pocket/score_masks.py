@@ -1,10 +1,12 @@
-"""Held-out quality of pocket-sam2: mIoU from one prompt; J&F over clips, tracked by transformers' own session.
+"""Held-out quality of pocket-sam2: mIoU from one prompt; J&F over clips, tracked by transformers' own session; and what
+corrective clicks make of both, through `Segmenter` and `VideoSession`.
 
 Legend: H, W pixels.
 """
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,11 @@ import torch
 
 from vfm_ops.pocket import sam2
 from vfm_ops.pocket.score import boundary_f, mask_iou
+from vfm_ops.segment.geometry import Geometry
+from vfm_ops.segment.segmenter import EncodedImage, Segmenter
+from vfm_ops.track.network import Sam2Network
+from vfm_ops.track.session import VideoSession
+from vfm_ops.track.tracker import Sam2Tracker
 from vfm_ops.world.clips import Clip, clip
 from vfm_ops.world.scene import Scene, World, image
 
@@ -26,6 +33,24 @@ def deepest_pixel(mask: np.ndarray) -> tuple[int, int]:
     depth = cv2.distanceTransform(np.pad(mask, 1).astype(np.uint8), cv2.DIST_L2, 5)[1:-1, 1:-1]
     y, x = np.unravel_index(depth.argmax(), depth.shape)
     return int(x), int(y)
+
+
+def corrective_click(mask: np.ndarray, truth: np.ndarray) -> tuple[tuple[int, int], int] | None:
+    """(x, y) and label of the next click of a simulated user (Kirillov et al. 2023, "Segment Anything", section D.1).
+
+    The deepest pixel of the largest connected region where bool mask (H, W) and truth differ: 1 where the object was left out,
+    0 where too much is masked. None where they are equal.
+    """
+    import cv2
+
+    largest: tuple[int, np.ndarray, int] | None = None
+    for wrong, label in ((truth & ~mask, 1), (mask & ~truth, 0)):
+        count, regions, stats, _ = cv2.connectedComponentsWithStats(wrong.astype(np.uint8), connectivity=8)
+        for k in range(1, count):
+            area = int(stats[k, cv2.CC_STAT_AREA])
+            if largest is None or area > largest[0]:
+                largest = area, regions == k, label
+    return None if largest is None else (deepest_pixel(largest[1]), largest[2])
 
 
 @torch.inference_mode()
@@ -91,10 +116,9 @@ def evaluate_tracking(model: Any, clips: int = 36, frames: int = 60, seed: int =
     """J&F on held-out clips from a first-frame box, of the thing hidden most, without frame 0."""
     model.eval()
     world = World(**{**vars(CLIPS), "seed": seed})
-    js: list[float] = []
-    fs: list[float] = []
+    scores: list[float] = []
     item = 0
-    while len(js) < clips:
+    while len(scores) < clips:
         made = clip(world, item, frames)
         item += 1
         scenes = list(made)
@@ -102,8 +126,102 @@ def evaluate_tracking(model: Any, clips: int = 36, frames: int = 60, seed: int =
         if k is None:
             continue
         masks = track(model, [s.rgb for s in scenes], scenes[0].boxes_N4[k])
-        pairs = [(m, s.mask(k)) for m, s in zip(masks[1:], scenes[1:], strict=True)]
-        js.append(float(np.mean([mask_iou(a, b) for a, b in pairs])))
-        fs.append(float(np.mean([boundary_f(a, b) for a, b in pairs])))
-    j, f = float(np.mean(js)), float(np.mean(fs))
-    return {f"J&F, {frames}-frame clips with occlusion": (j + f) / 2}
+        scores.append(j_and_f(masks, scenes, k))
+    return {f"J&F, {frames}-frame clips with occlusion": float(np.mean(scores))}
+
+
+def j_and_f(masks: list[np.ndarray], scenes: list[Scene], thing: int) -> float:
+    """Mean of region similarity and contour accuracy of a thing's masks in all scenes of a clip but the first."""
+    pairs = [(m, s.mask(thing)) for m, s in zip(masks[1:], scenes[1:], strict=True)]
+    return float(np.mean([(mask_iou(a, b) + boundary_f(a, b)) / 2 for a, b in pairs]))
+
+
+def segmenter_of(model: Any) -> Segmenter:
+    """The image part of a Sam2VideoModel as users press it."""
+    from transformers import Sam2Config, Sam2Model
+
+    parts = ("vision_config", "prompt_encoder_config", "mask_decoder_config")
+    image_model = Sam2Model(Sam2Config(**{name: getattr(model.config, name).to_dict() for name in parts}))
+    image_model.load_state_dict({k: v for k, v in model.state_dict().items() if k in image_model.state_dict()})
+    return Segmenter(image_model, Geometry(sam2.SIZE, False, sam2.MEAN, sam2.STD))
+
+
+def click_ious(segmenter: Segmenter, encoded: EncodedImage, truth: np.ndarray, clicks: int) -> list[float]:
+    """IoU with bool truth (H, W) after each click of a simulated user, who passes the last mask's logits back."""
+    points, labels = [deepest_pixel(truth)], [1]
+    ious: list[float] = []
+    previous: np.ndarray | None = None
+    while len(ious) < clicks:
+        found = segmenter.segment(
+            encoded,
+            points=[np.array(points, np.float32)],
+            labels=[np.array(labels)],
+            mask_input=None if previous is None else [previous],
+            multimask_output=len(points) == 1,
+        )
+        best = int(found.scores[0].argmax())
+        previous = found.logits_NKhw[0, best].numpy()
+        mask = found.best()[0][0]
+        ious.append(mask_iou(mask, truth))
+        click = corrective_click(mask, truth)
+        if click is None:
+            return ious + [ious[-1]] * (clicks - len(ious))
+        points.append(click[0])
+        labels.append(click[1])
+    return ious
+
+
+def evaluate_clicks(model: Any, images: int = 60, clicks: int = 5, seed: int = 30_001) -> dict[str, float]:
+    """mIoU over all visible things of held-out stills after each of a simulated user's clicks, through `Segmenter`."""
+    segmenter, world = segmenter_of(model), World(**{**vars(STILLS), "seed": seed})
+    ious: list[list[float]] = []
+    for i in range(images):
+        scene = image(world, i)
+        encoded = segmenter.encode(scene.rgb)
+        seen = [scene.mask(k) for k in range(len(scene.things)) if scene.mask(k).sum() >= 24]
+        ious += [click_ious(segmenter, encoded, truth, clicks) for truth in seen]
+    means = np.mean(ious, axis=0)
+    return {f"mIoU after {n} click{'s'[: n > 1]}": float(v) for n, v in enumerate(means, 1)}
+
+
+def clicked_masks(tracker: Sam2Tracker, scenes: list[Scene], thing: int, clicks: int) -> list[list[np.ndarray]]:
+    """The masks bool (H, W) of a thing in all scenes of a clip after each click of a simulated user.
+
+    The interactive protocol of SAM 2 (Ravi et al. 2024, section 6.1): the first click is on the first frame, each other one on the
+    frame whose mask is worst, as a correction of that mask; the whole clip is tracked again after each.
+    """
+    session = VideoSession(tracker, [s.rgb for s in scenes])
+    truths = [s.mask(thing) for s in scenes]
+    frame, click = 0, (deepest_pixel(truths[0]), 1)
+    after: list[list[np.ndarray]] = []
+    for _ in range(clicks):
+        session.add_new_points_or_box(frame, 1, points=[click[0]], labels=[click[1]], clear_old_points=False)
+        masks = [m.masks()[0] for m in session.propagate_in_video(start_frame_idx=0)]
+        after.append(masks)
+        ious = [mask_iou(m, t) for m, t in zip(masks, truths, strict=True)]
+        frame = int(np.argmin(ious))
+        found = corrective_click(masks[frame], truths[frame])
+        if found is None:
+            return after + [masks] * (clicks - len(after))
+        click = found
+    return after
+
+
+def evaluate_clicked_clips(
+    model: Any, clips: int = 36, frames: int = 60, clicks: int = 5, seed: int = 40_001
+) -> dict[str, float]:
+    """J&F on the clips of `evaluate_tracking`, without frame 0, after each of a simulated user's clicks, through `VideoSession`."""
+    network = Sam2Network(copy.deepcopy(model))
+    world = World(**{**vars(CLIPS), "seed": seed})
+    scores: list[list[float]] = []
+    item = 0
+    while len(scores) < clips:
+        made = clip(world, item, frames)
+        item += 1
+        scenes = list(made)
+        k = eventful_track(made, scenes)
+        if k is None:
+            continue
+        scores.append([j_and_f(m, scenes, k) for m in clicked_masks(Sam2Tracker(network), scenes, k, clicks)])
+    means = np.mean(scores, axis=0)
+    return {f"J&F after {n} click{'s'[: n > 1]}, {frames}-frame clips": float(v) for n, v in enumerate(means, 1)}

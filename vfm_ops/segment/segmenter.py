@@ -18,6 +18,7 @@ from vfm_ops.segment.geometry import Geometry
 from vfm_ops.segment.prompts import ImagePrompt, grouped, image_prompts
 from vfm_ops.torch_state import keeps_torch_state
 from vfm_ops.track.frames import checked_rgb
+from vfm_ops.track.network import MOST_PREVIOUS_LOGIT
 from vfm_ops.track.regions import mend_masks
 
 
@@ -223,7 +224,11 @@ class Segmenter:
         masks = torch.from_numpy(masks_NHW).to(self.device)[:, None]
         if masks.dtype != torch.bool and tuple(masks.shape[-2:]) != (side, side):
             raise UsageError(f"mask logits have shape {tuple(masks.shape[-2:])}: give {side} x {side}, as answers have")
-        return masks.float() if masks.dtype != torch.bool else self.geometry.mask_prompt(masks, side)
+        if masks.dtype == torch.bool:
+            return self.geometry.mask_prompt(masks, side)
+        # SAM 2's predictor hands out logits that are clamped so, and larger ones are strange to its decoder; SAM's are as they are.
+        most = torch.inf if self.geometry.letterbox else MOST_PREVIOUS_LOGIT
+        return masks.float().clamp(-most, most)
 
     def _tensor(self, array: np.ndarray, dtype: torch.dtype) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self.device, dtype)
