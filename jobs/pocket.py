@@ -203,23 +203,20 @@ class OwlRecipe:
 
 
 class Sam2Recipe:
-    """pocket-sam2: prompts on stills, then memory on clips, then corrections on both."""
+    """pocket-sam2: prompts on stills, then memory on clips."""
 
     seed, start = 2, "random weights"
     about = (
-        "A SAM 2 (transformers Sam2VideoModel, 128 px, hidden 128, memory 64): masks from boxes, clicks and rough masks, their "
-        "correction by more clicks, and their propagation through video, for generated things and photographic cut-outs."
+        "A SAM 2 (transformers Sam2VideoModel, 128 px, hidden 128, memory 64): masks from boxes and clicks, and their "
+        "propagation through video, for generated things and photographic cut-outs."
     )
 
     def train(self, seed: int, scale: float, directory: Path) -> Any:
-        from vfm_ops.pocket import sam2_clicks, sam2_train
+        from vfm_ops.pocket import sam2_train
 
-        stills, short, clips, corrected = (_scaled(n, scale) for n in (2500, 600, 1800, 900))
+        stills, short, clips = (_scaled(n, scale) for n in (2500, 600, 1800))
         rollouts = [(_scaled(n, scale), age) for n, age in ((1500, 0), (1200, 0), (1000, 3000))]
-        model = sam2_train.train(stills, short, clips, rollouts, seed, checkpoint=directory)
-        sam2_clicks.train_clicks(model, corrected, seed=seed + 9, checkpoint=directory)
-        sam2_train.doubt_presence(model, sam2_train.PRESENCE_MARGIN)
-        return model.eval()
+        return sam2_train.train(stills, short, clips, rollouts, seed, checkpoint=directory)
 
     def save(self, trained: Any, directory: Path) -> None:
         from vfm_ops.pocket import sam2

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from vfm_ops.pocket import sam2, sam2_train
 from vfm_ops.pocket.sam2_train import SIDE, Clips, Stills, mask_losses, total
+from vfm_ops.pocket.score_masks import largest_region
 from vfm_ops.pocket.train import Average, Log, descend, optimisers, replayed, scheduled_lr, stream
 from vfm_ops.track.network import ABSENT_LOGIT
 
@@ -29,41 +30,29 @@ LEARNT = ("mask_decoder.", "prompt_encoder.")
 FROZEN = ("mask_decoder.conv_s", "prompt_encoder.shared_embedding")  # what the features and all positions are made by
 ROUNDS = 5
 SEEN = 4  # times that each batch of stills is used
+DEEPEST = 0.75  # clicks on the deepest pixel
 WITHOUT_CLICK = 0.15  # rounds in which the mask alone is passed back
 SEVERAL = 0.2  # corrections that are answered by three masks, as `Segmenter.segment` does unless told otherwise
 FROM_MASK = 0.15  # batches that start from a rough mask
 
 
 def wrong_click(rng: np.random.Generator, mask: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, int]:
-    """xy in pixels of the model's square, and label, where bool mask (K, K) and truth differ.
+    """xy in pixels of the model's square, and label, amid the largest region where bool mask (K, K) and truth differ.
 
-    Half the time the deepest pixel of the largest region that is wrong, else any wrong pixel; any pixel where nothing is.
+    Mostly its deepest pixel, else any; of any wrong pixel at all, most would lie along edges, where a click says little. Where
+    nothing is wrong, a click on the object (or, without one, off it) confirms.
     """
-    wrong = mask != truth
-    if not wrong.any():
-        wrong = np.ones_like(truth) if not truth.any() else truth
-    if rng.random() < 0.5:
-        y, x = _deepest_of_largest(wrong, truth)
+    left_out, too_much = truth & ~mask, mask & ~truth
+    if not (left_out | too_much).any():
+        left_out, too_much = truth, ~truth & ~truth.any()
+    region, label = largest_region(left_out, too_much)
+    if rng.random() < DEEPEST:
+        depth = cv2.distanceTransform(np.pad(region, 1).astype(np.uint8), cv2.DIST_L2, 3)[1:-1, 1:-1]
+        k = int(depth.argmax())
     else:
-        ys, xs = np.nonzero(wrong)
-        k = rng.integers(len(ys))
-        y, x = int(ys[k]), int(xs[k])
+        k = int(rng.choice(np.flatnonzero(region)))
     cell = sam2.SIZE // SIDE
-    return np.array([x, y], np.float32) * cell + rng.integers(0, cell, 2), int(truth[y, x])
-
-
-def _deepest_of_largest(wrong: np.ndarray, truth: np.ndarray) -> tuple[int, int]:
-    """(y, x). What was left out and what was too much are regions of their own."""
-    largest, best = np.zeros_like(wrong), 0
-    for part in (wrong & truth, wrong & ~truth):
-        count, regions, stats, _ = cv2.connectedComponentsWithStats(part.astype(np.uint8), connectivity=8)
-        if count > 1:
-            k = 1 + int(stats[1:, cv2.CC_STAT_AREA].argmax())
-            if stats[k, cv2.CC_STAT_AREA] > best:
-                largest, best = regions == k, int(stats[k, cv2.CC_STAT_AREA])
-    depth = cv2.distanceTransform(np.pad(largest, 1).astype(np.uint8), cv2.DIST_L2, 3)[1:-1, 1:-1]
-    y, x = np.unravel_index(depth.argmax(), depth.shape)
-    return int(y), int(x)
+    return np.array([k % SIDE, k // SIDE], np.float32) * cell + rng.integers(0, cell, 2), label
 
 
 def wrong_clicks(rng: np.random.Generator, logits_OSS: Tensor, masks_OKK: Tensor) -> tuple[Tensor, Tensor]:
@@ -92,8 +81,8 @@ def best_logits(decoded: sam2.Decoded) -> Tensor:
 
 @dataclass(frozen=True)
 class Prompts:
-    """What is said of O objects on a frame: points (O, 1, P, 2), labels (O, 1, P), and the logits (O, S, S) of the masks that they
-    correct. All None where objects are tracked."""
+    """What is said of O objects on a frame: points (O, 1, P, 2), labels (O, 1, P), and the logits (O, S, S) of the masks that
+    they correct. All None where objects are tracked."""
 
     points: Tensor | None = None
     labels: Tensor | None = None
@@ -143,7 +132,8 @@ def corrected_still_losses(
             prompts = replace(prompts, previous_OSS=logits)
         else:
             prompts = prompts.corrected(rng, logits, masks)
-    return _means(found) | {"iou": found[-1]["iou"]}
+    # The first answer counts twice, so that what a box or a click alone mean is not forgotten.
+    return _means([found[0], *found]) | {"iou": found[-1]["iou"]}
 
 
 def _means(found: list[dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -217,15 +207,22 @@ def corrected_clip_losses(
     past, found = _Past(model, int(batch["age"])), []
     for k in range(t):
         features, conditioned = features_at[k], past.condition(k, features_at[k])
-        prompts = asked(batch) if k == 0 else Prompts()
+        prompts, shown_OSS = asked(batch) if k == 0 else Prompts(), torch.empty(0)
         for turn in range(1 + turns.get(k, 0)):
             if turn:
-                prompts = prompts.corrected(rng, shown(decoded), masks_OTKK[:, k])
+                prompts = prompts.corrected(rng, shown_OSS, masks_OTKK[:, k])
             learnt = k in turns or k > t - frames
             with torch.set_grad_enabled(learnt), torch.autocast("cpu", dtype=torch.bfloat16):
                 decoded = sam2.decode(
-                    model, features, conditioned, prompts.points, prompts.labels, prompts.ambiguous, prompts.previous_OSS
+                    model,
+                    features,
+                    conditioned,
+                    prompts.points,
+                    prompts.labels,
+                    prompts.ambiguous,
+                    prompts.previous_OSS,
                 )
+            shown_OSS = shown(decoded)
             if learnt:
                 found.append(mask_losses(decoded, masks_OTKK[:, k, None], present_OT[:, k, None]))
         past.remember(k, features, decoded, k in turns)
@@ -253,13 +250,13 @@ def train_clicks(
     steps: int,
     batch: int = 8,
     prompts: int = 4,
-    lr: float = 1e-3,
+    lr: float = 3e-3,
     seed: int = 11,
     workers: int = 1,
     say: Callable[[str], None] = print,
     checkpoint: Path | None = None,
 ) -> None:
-    """Stage 4 of a model that tracks: corrections on stills, and on every third step on clips as well.
+    """Stage 4 of a model that tracks: corrections on stills, and on every fourth step on clips as well.
 
     checkpoint: directory rewritten every 100 steps.
     """
@@ -269,13 +266,13 @@ def train_clicks(
     learn_only_prompts(model)
     updates, average, log = optimisers(model, lr, 0.02, 0.99), Average(model), Log(50, say)
     stills = encoded_stills(model, stream(Stills(seed, batch, prompts), -(-steps // SEEN), workers))
-    clips = stream(Clips(seed + 1, 4, 2, 4, 8, 3000), -(-steps // 3), workers)
+    clips = stream(Clips(seed + 1, 4, 2, 4, 8, 3000), -(-steps // 4), workers)
     for step, (features, item) in enumerate(replayed(stills, steps, SEEN, seed)):
         losses = corrected_still_losses(model, features, item, rng)
         loss = total(losses)
-        if step % 3 == 2:
+        if step % 4 == 3:
             loss = loss + total(corrected_clip_losses(model, next(clips), 4, rng))
-        descend(model, updates, loss, scheduled_lr(step, steps, lr, warmup=50, decay=0.6))
+        descend(model, updates, loss, scheduled_lr(step, steps, lr, warmup=50, decay=0.7))
         average.update()
         log.add(step, **{k: v.item() for k, v in losses.items()})
         if checkpoint is not None and step % 100 == 99:

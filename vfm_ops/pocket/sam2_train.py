@@ -333,7 +333,7 @@ def train(
     say: Callable[[str], None] = print,
     checkpoint: Path | None = None,
 ) -> Any:
-    """Stills, clips of three frames, of six, and of up to 26, from random weights. Returns the model, in training still.
+    """Stills, clips of three frames, of six, and of up to 26, from random weights. Returns the model.
 
     rollouts: steps and age (see `make_clips`) of each turn of long clips.
     """
@@ -344,7 +344,8 @@ def train(
     train_memory(model, short_steps, clip_steps, seed + 1, say, checkpoint)
     for turn, (steps, age) in enumerate(rollouts):
         train_rollout(model, steps, age, seed + 3 + 2 * turn, say, checkpoint)
-    return model
+    doubt_presence(model, PRESENCE_MARGIN)
+    return model.eval()
 
 
 def train_memory(

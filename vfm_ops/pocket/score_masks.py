@@ -18,7 +18,7 @@ from vfm_ops.segment.geometry import Geometry
 from vfm_ops.segment.segmenter import EncodedImage, Segmenter
 from vfm_ops.track.network import Sam2Network
 from vfm_ops.track.session import VideoSession
-from vfm_ops.track.tracker import Sam2Tracker
+from vfm_ops.track.tracker import Sam2Tracker, TrackerSettings
 from vfm_ops.world.clips import Clip, clip
 from vfm_ops.world.scene import Scene, World, image
 
@@ -35,22 +35,29 @@ def deepest_pixel(mask: np.ndarray) -> tuple[int, int]:
     return int(x), int(y)
 
 
+def largest_region(left_out: np.ndarray, too_much: np.ndarray) -> tuple[np.ndarray, int]:
+    """The largest connected region of either of two bool masks (H, W), not both empty; and a label: 1 if of the first."""
+    import cv2
+
+    best, largest, label = 0, left_out, 1
+    for wrong, click in ((left_out, 1), (too_much, 0)):
+        count, regions, stats, _ = cv2.connectedComponentsWithStats(wrong.astype(np.uint8), connectivity=8)
+        k = 1 + int(stats[1:, cv2.CC_STAT_AREA].argmax()) if count > 1 else 0
+        if k and stats[k, cv2.CC_STAT_AREA] > best:
+            best, largest, label = int(stats[k, cv2.CC_STAT_AREA]), regions == k, click
+    return largest, label
+
+
 def corrective_click(mask: np.ndarray, truth: np.ndarray) -> tuple[tuple[int, int], int] | None:
     """(x, y) and label of the next click of a simulated user (Kirillov et al. 2023, "Segment Anything", section D.1).
 
     The deepest pixel of the largest connected region where bool mask (H, W) and truth differ: 1 where the object was left out,
     0 where too much is masked. None where they are equal.
     """
-    import cv2
-
-    largest: tuple[int, np.ndarray, int] | None = None
-    for wrong, label in ((truth & ~mask, 1), (mask & ~truth, 0)):
-        count, regions, stats, _ = cv2.connectedComponentsWithStats(wrong.astype(np.uint8), connectivity=8)
-        for k in range(1, count):
-            area = int(stats[k, cv2.CC_STAT_AREA])
-            if largest is None or area > largest[0]:
-                largest = area, regions == k, label
-    return None if largest is None else (deepest_pixel(largest[1]), largest[2])
+    if (mask == truth).all():
+        return None
+    region, label = largest_region(truth & ~mask, mask & ~truth)
+    return deepest_pixel(region), label
 
 
 @torch.inference_mode()
@@ -187,22 +194,24 @@ def evaluate_clicks(model: Any, images: int = 60, clicks: int = 5, seed: int = 3
 def clicked_masks(tracker: Sam2Tracker, scenes: list[Scene], thing: int, clicks: int) -> list[list[np.ndarray]]:
     """The masks bool (H, W) of a thing in all scenes of a clip after each click of a simulated user.
 
-    The interactive protocol of SAM 2 (Ravi et al. 2024, section 6.1): the first click is on the first frame, each other one on the
-    frame whose mask is worst, as a correction of that mask; the whole clip is tracked again after each.
+    The interactive protocol of SAM 2 (Ravi et al. 2024, section 6.1), with one click a turn: the first on the first frame, each
+    other one on the frame where most pixels are wrong, as a correction of the mask there. (By IoU, the worst frame is one where a
+    few pixels of the thing are to be seen, turn after turn.) From that frame on the clip is tracked again.
     """
     session = VideoSession(tracker, [s.rgb for s in scenes])
     truths = [s.mask(thing) for s in scenes]
+    masks = [np.zeros_like(t) for t in truths]
     frame, click = 0, (deepest_pixel(truths[0]), 1)
     after: list[list[np.ndarray]] = []
-    for _ in range(clicks):
+    while len(after) < clicks:
         session.add_new_points_or_box(frame, 1, points=[click[0]], labels=[click[1]], clear_old_points=False)
-        masks = [m.masks()[0] for m in session.propagate_in_video(start_frame_idx=0)]
-        after.append(masks)
-        ious = [mask_iou(m, t) for m, t in zip(masks, truths, strict=True)]
-        frame = int(np.argmin(ious))
+        for tracked in session.propagate_in_video():
+            masks[tracked.frame_index] = tracked.masks()[0]
+        after.append(list(masks))
+        frame = int(np.argmax([(m != t).sum() for m, t in zip(masks, truths, strict=True)]))
         found = corrective_click(masks[frame], truths[frame])
         if found is None:
-            return after + [masks] * (clicks - len(after))
+            return after + [list(masks)] * (clicks - len(after))
         click = found
     return after
 
@@ -210,8 +219,9 @@ def clicked_masks(tracker: Sam2Tracker, scenes: list[Scene], thing: int, clicks:
 def evaluate_clicked_clips(
     model: Any, clips: int = 36, frames: int = 60, clicks: int = 5, seed: int = 40_001
 ) -> dict[str, float]:
-    """J&F on the clips of `evaluate_tracking`, without frame 0, after each of a simulated user's clicks, through `VideoSession`."""
+    """J&F on the clips of `evaluate_tracking`, without frame 0, after each simulated click, through `VideoSession`."""
     network = Sam2Network(copy.deepcopy(model))
+    settings = TrackerSettings(feature_cache=frames)  # the frames are tracked again and again
     world = World(**{**vars(CLIPS), "seed": seed})
     scores: list[list[float]] = []
     item = 0
@@ -222,6 +232,6 @@ def evaluate_clicked_clips(
         k = eventful_track(made, scenes)
         if k is None:
             continue
-        scores.append([j_and_f(m, scenes, k) for m in clicked_masks(Sam2Tracker(network), scenes, k, clicks)])
+        scores.append([j_and_f(m, scenes, k) for m in clicked_masks(Sam2Tracker(network, settings), scenes, k, clicks)])
     means = np.mean(scores, axis=0)
     return {f"J&F after {n} click{'s'[: n > 1]}, {frames}-frame clips": float(v) for n, v in enumerate(means, 1)}

@@ -226,7 +226,7 @@ class Segmenter:
             raise UsageError(f"mask logits have shape {tuple(masks.shape[-2:])}: give {side} x {side}, as answers have")
         if masks.dtype == torch.bool:
             return self.geometry.mask_prompt(masks, side)
-        # SAM 2's predictor hands out logits that are clamped so, and larger ones are strange to its decoder; SAM's are as they are.
+        # As SAM 2's predictor hands logits out: larger ones are strange to its decoder. SAM's stay as they are.
         most = torch.inf if self.geometry.letterbox else MOST_PREVIOUS_LOGIT
         return masks.float().clamp(-most, most)
 
