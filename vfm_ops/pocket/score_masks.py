@@ -195,8 +195,8 @@ def clicked_masks(tracker: Sam2Tracker, scenes: list[Scene], thing: int, clicks:
     """The masks bool (H, W) of a thing in all scenes of a clip after each click of a simulated user.
 
     The interactive protocol of SAM 2 (Ravi et al. 2024, section 6.1), with one click a turn: the first on the first frame, each
-    other one on the frame where most pixels are wrong, as a correction of the mask there. (By IoU, the worst frame is one where a
-    few pixels of the thing are to be seen, turn after turn.) From that frame on the clip is tracked again.
+    other one on the frame where most pixels are wrong, as a correction of the mask there. (By IoU, the worst frame is one where
+    a few pixels of the thing are to be seen, turn after turn.) From that frame on the clip is tracked again.
     """
     session = VideoSession(tracker, [s.rgb for s in scenes])
     truths = [s.mask(thing) for s in scenes]
