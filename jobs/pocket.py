@@ -203,7 +203,7 @@ class OwlRecipe:
 
 
 class Sam2Recipe:
-    """pocket-sam2: prompts on stills, then memory on clips."""
+    """pocket-sam2: prompts on stills, memory on clips, then corrections, beside the tracking that is there."""
 
     seed, start = 2, "random weights"
     about = (
@@ -212,11 +212,12 @@ class Sam2Recipe:
     )
 
     def train(self, seed: int, scale: float, directory: Path) -> Any:
-        from vfm_ops.pocket import sam2_train
+        from vfm_ops.pocket import sam2_keep, sam2_train
 
         stills, short, clips = (_scaled(n, scale) for n in (2500, 600, 1800))
         rollouts = [(_scaled(n, scale), age) for n, age in ((1500, 0), (1200, 0), (1000, 3000))]
-        return sam2_train.train(stills, short, clips, rollouts, seed, checkpoint=directory)
+        model = sam2_train.train(stills, short, clips, rollouts, seed, checkpoint=directory)
+        return sam2_keep.teach_corrections(model, _scaled(1300, scale), _scaled(200, scale), checkpoint=directory)
 
     def save(self, trained: Any, directory: Path) -> None:
         from vfm_ops.pocket import sam2

@@ -141,7 +141,7 @@ def _means(found: list[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 
 @dataclass
-class _Past:
+class Past:
     """What the frames of a clip have left behind; as the tracker, it keeps what was prompted apart from what was tracked.
 
     age: frames by which prompts seem older than they are.
@@ -204,7 +204,7 @@ def corrected_clip_losses(
     turns = corrections(rng, t)
     with torch.no_grad():
         features_at = sam2_train.encoded(model, batch["rgb"], range(t), owner_O)
-    past, found = _Past(model, int(batch["age"])), []
+    past, found = Past(model, int(batch["age"])), []
     for k in range(t):
         features, conditioned = features_at[k], past.condition(k, features_at[k])
         prompts, shown_OSS = asked(batch) if k == 0 else Prompts(), torch.empty(0)

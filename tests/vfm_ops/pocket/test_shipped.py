@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -13,8 +14,8 @@ from vfm_ops.detect import load_detector
 from vfm_ops.errors import UsageError, WeightsUnavailable
 from vfm_ops.models.shipped import POCKET, WEIGHTS, pocket_path
 from vfm_ops.pocket import clip as pocket_clip
-from vfm_ops.pocket.score import box_iou, evaluate_detection
-from vfm_ops.pocket.score_masks import evaluate_prompts, evaluate_tracking
+from vfm_ops.pocket.score import box_iou, evaluate_detection, mask_iou
+from vfm_ops.pocket.score_masks import STILLS, evaluate_clicks, evaluate_prompts, evaluate_tracking, segmenter_of
 from vfm_ops.world.scene import World, image
 from vfm_ops.world.vocabulary import COLOURS
 
@@ -115,6 +116,32 @@ def test_pocket_sam2_masks_what_a_box_or_a_click_means(sam2_model):
     quality = evaluate_prompts(sam2_model, images=20)
     assert quality["mIoU from a box"] >= 0.8
     assert quality["mIoU from one click"] >= 0.7
+
+
+def test_pocket_sam2_gets_better_with_every_corrective_click(sam2_model):
+    """On 60 images 0.81 after one click, 0.87 after five when it shipped; before it was taught, clicks made masks worse."""
+    after = list(evaluate_clicks(sam2_model, images=12).values())
+    assert after[4] > after[0] + 0.03
+    assert after[2] > after[0] + 0.02
+    assert after[4] >= 0.83
+
+
+def test_pocket_sam2_takes_a_mask_for_an_answer(sam2_model):
+    """A mask that is two pixels too large all around, and nothing else: the answer is nearer to the thing than that."""
+    segmenter, told, alone = segmenter_of(sam2_model), [], []
+    for i in range(12):
+        scene = image(World(**{**vars(STILLS), "seed": 30_001}), i)
+        encoded = segmenter.encode(scene.rgb)
+        for k in range(len(scene.things)):
+            truth = scene.mask(k)
+            if truth.sum() < 200:
+                continue
+            rough = cv2.dilate(truth.astype(np.uint8), np.ones((5, 5), np.uint8)).astype(bool)
+            alone.append(mask_iou(rough, truth))
+            told.append(
+                mask_iou(segmenter.segment(encoded, mask_input=rough[None], multimask_output=False).best()[0][0], truth)
+            )
+    assert np.mean(told) > np.mean(alone) + 0.05
 
 
 def test_pocket_dino_embeds_and_its_card_says_what_it_is_worth():
