@@ -55,7 +55,7 @@ def test_the_pages_commands_run(folder, capsys):
     assert (folder / "masks.jpg").stat().st_size > 1000
     assert set(np.load(folder / "logits.npz")) == {"cat.jpg/1", "dog.jpg/1", "cat.jpg/2", "dog.jpg/3"}
     stored = Lake.open("lake").annotations.to_pandas()
-    assert stored.groupby("kind")["object_id"].nunique().to_dict() == {"mask": 2, "track": 1}
+    assert stored.groupby("kind")["object_id"].nunique().to_dict() == {"mask": 2, "track": 2}
     exported = json.loads((folder / "annotations.json").read_text())["annotations"]
     assert [280, 320] in [a["segmentation"]["size"] for a in exported]
     assert len((folder / "masks.jsonl").read_text().splitlines()) > 0

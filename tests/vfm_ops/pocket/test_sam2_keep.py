@@ -51,9 +51,9 @@ def test_a_model_is_where_its_teacher_is_and_not_where_another_is(teacher, known
     spread = float(frames.pointers_FC.var())
     with torch.no_grad():
         same = sam2_keep.kept_losses(without_margin(teacher), frames, spread)
-        other = without_margin(teacher)
+        other, generator = without_margin(teacher), torch.Generator().manual_seed(0)
         for parameter in other.mask_decoder.parameters():
-            parameter.mul_(1 + 0.2 * torch.randn_like(parameter))
+            parameter.mul_(1 + 0.2 * torch.randn(parameter.shape, generator=generator))
         changed = sam2_keep.kept_losses(other, frames, spread)
         doubting = sam2_keep.kept_losses(teacher, frames, spread)
     assert all(v < 0.01 for v in same.values()), same
@@ -63,11 +63,11 @@ def test_a_model_is_where_its_teacher_is_and_not_where_another_is(teacher, known
 
 def test_what_is_kept_pulls_a_model_back_to_its_teacher(teacher, known):
     model = without_margin(teacher).requires_grad_(True)
-    tracked, losses = known[1].of(torch.arange(16)), []
+    tracked, losses, generator = known[1].of(torch.arange(16)), [], torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.startswith(sam2_keep.TAUGHT):
-                parameter.mul_(1 + 0.1 * torch.randn_like(parameter))
+                parameter.mul_(1 + 0.1 * torch.randn(parameter.shape, generator=generator))
     updates = torch.optim.Adam([p for n, p in model.named_parameters() if n.startswith(sam2_keep.TAUGHT)], 1e-3)
     for _ in range(12):
         loss = sam2_keep.kept_total(sam2_keep.kept_losses(model, tracked, float(tracked.pointers_FC.var())))
