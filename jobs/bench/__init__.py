@@ -22,7 +22,6 @@ BENCHMARKS = (
     "decode",
     "track",
     "detect",
-    "search",
     "curate",
     "copies",
     "pretrain",
