@@ -21,9 +21,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vfm_ops.pocket import sam2, sam2_train
-from vfm_ops.pocket.sam2_train import SIDE, Clips, Stills, mask_losses, total
+from vfm_ops.pocket.sam2_train import SIDE, Clips, Descent, Stills, mask_losses, total
 from vfm_ops.pocket.score_masks import largest_region
-from vfm_ops.pocket.train import Average, Log, descend, optimisers, replayed, scheduled_lr, stream
+from vfm_ops.pocket.train import replayed, scheduled_lr, stream
 from vfm_ops.track.network import ABSENT_LOGIT
 
 LEARNT = ("mask_decoder.", "prompt_encoder.")
@@ -169,13 +169,7 @@ class Past:
     @torch.no_grad()
     def remember(self, k: int, features: sam2.Features, decoded: sam2.Decoded, prompted: bool) -> None:
         """Keeps memory and pointer of frame k's best masks."""
-        rows, present_O = torch.arange(len(decoded.iou_BNM)), decoded.present_BN[:, 0]
-        tokens_OC = decoded.pointers_BNMC[rows, 0, decoded.iou_BNM[:, 0].argmax(1)]
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            self.memories[k] = sam2.encode_memory(
-                self.model, features.low_BCHW, best_logits(decoded), present_O, prompted
-            )
-            self.pointers[k] = sam2.pointer_of(self.model, tokens_OC, present_O)
+        self.memories[k], self.pointers[k] = sam2_train.remembered(self.model, features, decoded, prompted)
         self.prompted += [k] * prompted
 
 
@@ -264,7 +258,7 @@ def train_clicks(
     rough = rough_masks(rng, torch.from_numpy(seen["masks"][:, 0]))
     sam2.open_mask_prompts(model, sam2.to_pixels(seen["rgb"]), rough)
     learn_only_prompts(model)
-    updates, average, log = optimisers(model, lr, 0.02, 0.99), Average(model), Log(50, say)
+    descent = Descent(model, lr, say, checkpoint, 100)
     stills = encoded_stills(model, stream(Stills(seed, batch, prompts), -(-steps // SEEN), workers))
     clips = stream(Clips(seed + 1, 4, 2, 4, 8, 3000), -(-steps // 4), workers)
     for step, (features, item) in enumerate(replayed(stills, steps, SEEN, seed)):
@@ -272,11 +266,6 @@ def train_clicks(
         loss = total(losses)
         if step % 4 == 3:
             loss = loss + total(corrected_clip_losses(model, next(clips), 4, rng))
-        descend(model, updates, loss, scheduled_lr(step, steps, lr, warmup=50, decay=0.7))
-        average.update()
-        log.add(step, **{k: v.item() for k, v in losses.items()})
-        if checkpoint is not None and step % 100 == 99:
-            with average.applied():
-                sam2.save(model, checkpoint)
-    average.adopt()
+        descent.step(loss, scheduled_lr(step, steps, lr, warmup=50, decay=0.7), losses)
+    descent.end()
     model.requires_grad_(True)

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from vfm_ops.pocket import sam2, sam2_clicks, sam2_train
 from vfm_ops.pocket.sam2_clicks import Past, Prompts, asked
-from vfm_ops.pocket.sam2_train import PRESENCE_MARGIN, Clips, Stills, doubt_presence, total
-from vfm_ops.pocket.train import Average, Log, descend, optimisers, replayed, scheduled_lr, stream
+from vfm_ops.pocket.sam2_train import PRESENCE_MARGIN, Clips, Descent, Stills, doubt_presence, total
+from vfm_ops.pocket.train import replayed, scheduled_lr, stream
 
 FAR = 10.0  # logits beyond which a mask or a presence is certain
 WEIGHT = 2.0  # of what is kept, beside the losses of corrections
@@ -171,7 +171,7 @@ def train_kept(
     doubt_presence(model, -PRESENCE_MARGIN)
     sam2_clicks.learn_only_prompts(model)
     model.object_pointer_proj.requires_grad_(True)
-    updates, average, log = optimisers(model, lr, 0.02, 0.99), Average(model), Log(50, say)
+    descent = Descent(model, lr, say, checkpoint, 100)
     stills = sam2_clicks.encoded_stills(model, stream(Stills(seed, 8, 4), -(-steps // sam2_clicks.SEEN), workers))
     clips = stream(Clips(seed + 1, 4, 2, 4, 8, 3000), -(-steps // 8), workers)
     for step, (features, item) in enumerate(replayed(stills, steps, sam2_clicks.SEEN, seed)):
@@ -181,13 +181,8 @@ def train_kept(
         loss = total(losses) + WEIGHT * (kept_total(kept) + kept_total(first) / 4)
         if step % 8 == 7:
             loss = loss + total(sam2_clicks.corrected_clip_losses(model, next(clips), 4, rng))
-        descend(model, updates, loss, scheduled_lr(step, 2 * steps, lr, warmup=20, decay=0.8))
-        average.update()
-        log.add(step, **{k: v.item() for k, v in (losses | kept).items()})
-        if checkpoint is not None and step % 100 == 99:
-            with average.applied():
-                sam2.save(model, checkpoint)
-    average.adopt()
+        descent.step(loss, scheduled_lr(step, 2 * steps, lr, warmup=20, decay=0.8), losses | kept)
+    descent.end()
     doubt_presence(model, PRESENCE_MARGIN)
     model.requires_grad_(True)
 

@@ -214,7 +214,7 @@ def clip_losses(model: Any, batch: dict[str, np.ndarray], frames: int) -> dict[s
                 for name, value in mask_losses(decoded, masks_NTKK[:, k, None], present_NT[:, k, None]).items():
                     sums[name] = sums.get(name, 0) + value / frames
             if k + 1 < t:
-                memory, pointer = _remember(model, features, decoded, k == 0)
+                memory, pointer = remembered(model, features, decoded, k == 0)
                 memories.append(memory)
                 pointers.append(pointer)
     return sums
@@ -230,7 +230,7 @@ def encoded(model: Any, rgb_BTHWC: np.ndarray, times: Sequence[int], owner_N: Te
     return {k: features.of(owner_N * len(times) + i) for i, k in enumerate(times)}
 
 
-def _remember(model: Any, features: sam2.Features, decoded: sam2.Decoded, prompted: bool) -> tuple[Tensor, Tensor]:
+def remembered(model: Any, features: sam2.Features, decoded: sam2.Decoded, prompted: bool) -> tuple[Tensor, Tensor]:
     """Memory and pointer of a frame, of the mask that the model itself thinks best."""
     best_N = decoded.iou_BNM[:, 0].argmax(1)
     rows = torch.arange(len(best_N))
@@ -261,6 +261,31 @@ class Clips:
         return make_clips(*self.settings, index)
 
 
+class Descent:
+    """The end of each step of a stage: gradients, the average of the weights, the log, and now and then a checkpoint.
+
+    checkpoint: directory rewritten every `every` steps.
+    """
+
+    def __init__(self, model: Any, lr: float, say: Callable[[str], None], checkpoint: Path | None, every: int) -> None:
+        self.model, self.checkpoint, self.every, self.n = model, checkpoint, every, 0
+        self.updates, self.average, self.log = optimisers(model, lr, 0.02, 0.99), Average(model), Log(50, say)
+
+    def step(self, loss: Tensor, lr: float, losses: dict[str, Tensor]) -> None:
+        """Goes down the gradient of a loss at this rate. losses: what the log tells."""
+        descend(self.model, self.updates, loss, lr)
+        self.average.update()
+        self.log.add(self.n, **{k: v.item() for k, v in losses.items()})
+        self.n += 1
+        if self.checkpoint is not None and self.n % self.every == 0:
+            with self.average.applied():
+                sam2.save(self.model, self.checkpoint)
+
+    def end(self) -> None:
+        """The model takes the average for good."""
+        self.average.adopt()
+
+
 def train_stills(
     model: Any,
     steps: int,
@@ -276,16 +301,11 @@ def train_stills(
 
     checkpoint: directory rewritten every 100 steps.
     """
-    updates, average, log = optimisers(model, lr, 0.02, 0.99), Average(model), Log(50, say)
+    descent = Descent(model, lr, say, checkpoint, 100)
     for step, item in enumerate(stream(Stills(seed, batch, prompts), steps, workers)):
         losses = still_losses(model, item)
-        descend(model, updates, total(losses, even=step < EVEN_STEPS), scheduled_lr(step, steps, lr, decay=0))
-        average.update()
-        log.add(step, **{k: v.item() for k, v in losses.items()})
-        if checkpoint is not None and step % 100 == 99:
-            with average.applied():
-                sam2.save(model, checkpoint)
-    average.adopt()
+        descent.step(total(losses, even=step < EVEN_STEPS), scheduled_lr(step, steps, lr, decay=0), losses)
+    descent.end()
 
 
 def train_clips(
@@ -308,20 +328,15 @@ def train_clips(
 
     rollout, age: see `make_clips`. decay: see `scheduled_lr`. even: balanced cross-entropy in the focal loss's place.
     """
-    updates, average, log = optimisers(model, lr, 0.02, 0.99), Average(model), Log(50, say)
+    descent = Descent(model, lr, say, checkpoint, 50)
     stills = stream(Stills(seed + 1, 16, 4), steps, 0)
     for step, item in enumerate(stream(Clips(seed, batch, objects, frames, rollout, age), steps, workers)):
         losses = clip_losses(model, item, frames)
         loss = total(losses, even)
         if step % 4 == 3:
             loss = loss + total(still_losses(model, next(stills)))
-        descend(model, updates, loss, scheduled_lr(step, steps, lr, decay=decay))
-        average.update()
-        log.add(step, **{k: v.item() for k, v in losses.items()})
-        if checkpoint is not None and step % 50 == 49:
-            with average.applied():
-                sam2.save(model, checkpoint)
-    average.adopt()
+        descent.step(loss, scheduled_lr(step, steps, lr, decay=decay), losses)
+    descent.end()
 
 
 def train(

@@ -7,6 +7,8 @@ Legend: H, W pixels.
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -119,21 +121,26 @@ def eventful_track(made: Clip, scenes: list[Scene]) -> int | None:
     return int(usable[(areas[usable].min(1) / areas[usable].max(1)).argmin()])
 
 
+def eventful_clips(clips: int, frames: int, seed: int) -> Iterator[tuple[list[Scene], int]]:
+    """So many held-out clips that have an eventful thing: their scenes, and which thing it is."""
+    world, found = World(**{**vars(CLIPS), "seed": seed}), 0
+    for item in count():
+        if found == clips:
+            return
+        made = clip(world, item, frames)
+        scenes = list(made)
+        if (k := eventful_track(made, scenes)) is not None:
+            found += 1
+            yield scenes, k
+
+
 def evaluate_tracking(model: Any, clips: int = 36, frames: int = 60, seed: int = 40_001) -> dict[str, float]:
     """J&F on held-out clips from a first-frame box, of the thing hidden most, without frame 0."""
     model.eval()
-    world = World(**{**vars(CLIPS), "seed": seed})
-    scores: list[float] = []
-    item = 0
-    while len(scores) < clips:
-        made = clip(world, item, frames)
-        item += 1
-        scenes = list(made)
-        k = eventful_track(made, scenes)
-        if k is None:
-            continue
-        masks = track(model, [s.rgb for s in scenes], scenes[0].boxes_N4[k])
-        scores.append(j_and_f(masks, scenes, k))
+    scores = [
+        j_and_f(track(model, [s.rgb for s in scenes], scenes[0].boxes_N4[k]), scenes, k)
+        for scenes, k in eventful_clips(clips, frames, seed)
+    ]
     return {f"J&F, {frames}-frame clips with occlusion": float(np.mean(scores))}
 
 
@@ -222,16 +229,9 @@ def evaluate_clicked_clips(
     """J&F on the clips of `evaluate_tracking`, without frame 0, after each simulated click, through `VideoSession`."""
     network = Sam2Network(copy.deepcopy(model))
     settings = TrackerSettings(feature_cache=frames)  # the frames are tracked again and again
-    world = World(**{**vars(CLIPS), "seed": seed})
-    scores: list[list[float]] = []
-    item = 0
-    while len(scores) < clips:
-        made = clip(world, item, frames)
-        item += 1
-        scenes = list(made)
-        k = eventful_track(made, scenes)
-        if k is None:
-            continue
-        scores.append([j_and_f(m, scenes, k) for m in clicked_masks(Sam2Tracker(network, settings), scenes, k, clicks)])
+    scores = [
+        [j_and_f(m, scenes, k) for m in clicked_masks(Sam2Tracker(network, settings), scenes, k, clicks)]
+        for scenes, k in eventful_clips(clips, frames, seed)
+    ]
     means = np.mean(scores, axis=0)
     return {f"J&F after {n} click{'s'[: n > 1]}, {frames}-frame clips": float(v) for n, v in enumerate(means, 1)}

@@ -12,16 +12,6 @@ from vfm_ops.world.clips import clip
 from vfm_ops.world.scene import World
 
 
-@pytest.fixture(scope="module")
-def model():
-    torch.manual_seed(0)
-    made = sam2.make_model().eval()
-    with torch.no_grad():
-        # Always present: transformers replaces masks of absent objects, which would hide a difference.
-        made.mask_decoder.pred_obj_score_head.proj_out.bias.fill_(5.0)
-    return made
-
-
 def test_first_mask_logits_are_of_the_order_of_one(model):
     features = sam2.encode(model, sam2.to_pixels(np.random.default_rng(0).integers(0, 256, (2, 128, 128, 3), np.uint8)))
     points, labels = (

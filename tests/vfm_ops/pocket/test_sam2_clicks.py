@@ -5,7 +5,6 @@ from __future__ import annotations
 from contextlib import nullcontext
 
 import numpy as np
-import pytest
 import torch
 import torch.nn.functional as F
 
@@ -14,16 +13,6 @@ from vfm_ops.pocket.score_masks import corrective_click
 from vfm_ops.track.network import Sam2Network
 from vfm_ops.track.session import VideoSession
 from vfm_ops.track.tracker import Sam2Tracker
-
-
-@pytest.fixture(scope="module")
-def model():
-    torch.manual_seed(0)
-    made = sam2.make_model().eval()
-    with torch.no_grad():
-        # Always present: masks of absent objects are put away, which would hide a difference.
-        made.mask_decoder.pred_obj_score_head.proj_out.bias.fill_(5.0)
-    return made
 
 
 def square(x1: int, y1: int, x2: int, y2: int) -> np.ndarray:

@@ -8,16 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from vfm_ops.pocket import sam2, sam2_keep, sam2_train
+from vfm_ops.pocket import sam2_keep, sam2_train
 
 
 @pytest.fixture(scope="module")
-def teacher():
-    torch.manual_seed(0)
-    made = sam2.make_model().eval().requires_grad_(False)
-    # Always present: masks and pointers of absent objects do not count.
-    made.mask_decoder.pred_obj_score_head.proj_out.bias.fill_(5.0)
-    return made
+def teacher(model):
+    return copy.deepcopy(model).requires_grad_(False)
 
 
 @pytest.fixture(scope="module")
