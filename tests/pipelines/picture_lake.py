@@ -36,6 +36,8 @@ def picture_lake(root: Path, count: int = 48, labels: bool = True, captions: boo
         "asset_id": ids,
         "run_key": ["r.1"] * count,
         "frame_index": [0] * count,
+        "width": [20] * count,
+        "height": [18] * count,
         "jpeg": jpegs,
     }
     lake.append("frames", _table("frames", frames))

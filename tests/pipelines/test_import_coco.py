@@ -22,10 +22,7 @@ WIDE, HIGH = 40, 36  # of the pictures in the file: twice those of the stored fr
 
 @pytest.fixture
 def lake(tmp_path) -> Lake:
-    made = picture_lake(tmp_path / "lake", 4)
-    for name, value in {"width": "20", "height": "18"}.items():
-        made.update("frames", {name: value}, "true")
-    return made
+    return picture_lake(tmp_path / "lake", 4)
 
 
 def disc() -> np.ndarray:

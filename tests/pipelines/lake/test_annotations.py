@@ -34,10 +34,7 @@ PLAIN = Recipe.model_validate({"sampling": {"fps": 2}, "shots": {"detector": "co
 @pytest.fixture
 def lake(tmp_path) -> Lake:
     """Six stills of 20 x 18 pixels."""
-    made = picture_lake(tmp_path / "lake", 6)
-    for name, value in {"width": "20", "height": "18"}.items():
-        made.update("frames", {name: value}, "true")
-    return made
+    return picture_lake(tmp_path / "lake", 6)
 
 
 def frame(number: int) -> str:
