@@ -174,6 +174,8 @@ class RunMetrics:
             sink.set(metric, value, {"lake": self.lake, **labels})
 
     def _sinks(self) -> Sequence[Sink]:
+        if not self.lake:
+            return []
         ray: list[Sink] = [_RAY] if on_ray() else []
         return ray if self.file is None else [*ray, self.file]
 
@@ -208,7 +210,7 @@ _NOWHERE = RunMetrics("")
 
 
 def current() -> RunMetrics:
-    """Of the run that this thread drives; what is told to that of no run goes nowhere but to Ray."""
+    """Of the run that this thread drives; what is told to that of no run, as by a worker's own workers, goes nowhere."""
     return _current.get() or _NOWHERE
 
 
