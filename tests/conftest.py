@@ -28,8 +28,15 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 SESSION = os.environ["VFM_TEST_SESSION"] = uuid.uuid4().hex
 GRACE_S = float(os.environ.get("VFM_TESTS_GRACE_S", "15"))  # Ray's processes need a moment to end
 
-# A machine that is slow, or busy, is no fault of the code.
-settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# A machine that is slow, or busy, is no fault of the code. The cases of `make test` are the same everywhere, as Hypothesis has
+# it where CI is set; those of `make chaos` are others each time.
+settings.register_profile(
+    "any machine",
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+    derandomize=os.environ.get("VFM_CHAOS") != "1",
+    database=None,
+)
 settings.load_profile("any machine")
 
 # Folders with a package-scoped fixture.

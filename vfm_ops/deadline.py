@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -30,27 +31,30 @@ def deadline(seconds: float | None, what: str) -> Iterator[None]:
     watch = _Watch(threading.get_ident(), seconds, what)
     watch.start()
     try:
-        yield
+        try:
+            yield
+        finally:
+            watch.end()
     except DeadlineExceeded:
+        watch.over.set()
         raise DeadlineExceeded(f"no answer after {seconds:g} s") from None
-    finally:
-        watch.end()
 
 
 class _Watch(threading.Thread):
     def __init__(self, thread: int, seconds: float, what: str) -> None:
         super().__init__(daemon=True, name="deadline")
         self.watched, self.seconds, self.what = thread, seconds, what
-        self.lock, self.over = threading.Lock(), threading.Event()
+        # Whoever takes it first decides whether the exception is sent. No lock that one waits for: the exception may come while
+        # it is taken, and would leave it taken.
+        self.decided = threading.Lock()
+        self.sent, self.over = threading.Event(), threading.Event()
 
     def run(self) -> None:
         """Waits; then interrupts; then, if that is not felt, ends the process."""
-        if self.over.wait(self.seconds):
+        if self.over.wait(self.seconds) or not self.decided.acquire(blocking=False):
             return
-        with self.lock:
-            if self.over.is_set():
-                return
-            _raise_in(self.watched, DeadlineExceeded)
+        _raise_in(self.watched)
+        self.sent.set()
         if self.over.wait(GRACE_S):
             return
         text = (
@@ -60,12 +64,19 @@ class _Watch(threading.Thread):
         os._exit(VfmError.exit_code)
 
     def end(self) -> None:
-        """Nothing is raised from here on."""
-        with self.lock:
-            self.over.set()
-            # One that was sent and not seen yet would come up in whatever runs next.
-            _raise_in(self.watched, None)
+        """Nothing is raised in the watched thread, which calls this, from here on."""
+        if not self.decided.acquire(blocking=False):
+            try:
+                # One that was sent and not seen would come up in whatever runs next. Another takes its place, and is seen here:
+                # taken back instead, it would leave CPython 3.11 looking for it at every call, and under a tracer for ever.
+                self.sent.wait()
+                _raise_in(self.watched)
+                while True:
+                    time.sleep(0)
+            except DeadlineExceeded:
+                pass
+        self.over.set()
 
 
-def _raise_in(thread: int, error: type[Exception] | None) -> None:
-    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(error) if error else None)
+def _raise_in(thread: int) -> None:
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(DeadlineExceeded))
