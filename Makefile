@@ -6,6 +6,8 @@ BIN     = $(VENV)/bin
 TESTS  ?= tests
 # Two processes, since one often waits. Each has a Ray of its own: more of them want more memory.
 SHARED  = -n 2 --no-loadscope-reorder
+# A test that does not even answer its timeout ends its process, which says where it was: a hang costs minutes, not the run.
+WATCHED = -o faulthandler_timeout=600 -o faulthandler_exit_on_timeout=true --max-worker-restart=0
 
 .PHONY: setup demo test hidden chaos lint bench bench-gpu clean
 
@@ -26,7 +28,7 @@ demo: $(VENV)/.demo
 	$(BIN)/vfm demo
 
 test: setup
-	$(BIN)/python -m pytest $(SHARED) $(TESTS)
+	$(BIN)/python -m pytest $(SHARED) $(WATCHED) $(TESTS)
 
 # Where tests use what is optional, as on a machine that has none of it: they pass, or skip and say what to install.
 HIDDEN ?= tests/test_readme.py tests/jobs/test_demo.py tests/jobs/serve tests/pipelines/sources tests/pipelines/reporting \
@@ -35,7 +37,7 @@ HIDDEN ?= tests/test_readme.py tests/jobs/test_demo.py tests/jobs/serve tests/pi
   tests/vfm_ops/detect/yolo_world/test_detector.py tests/vfm_ops/pretrain/losses/test_losses.py tests/vfm_ops/models
 
 hidden: setup
-	VFM_TESTS_HIDE=debian,media,weights,extras $(BIN)/python -m pytest $(SHARED) $(HIDDEN) -m "not chaos"
+	VFM_TESTS_HIDE=debian,media,weights,extras $(BIN)/python -m pytest $(SHARED) $(WATCHED) $(HIDDEN) -m "not chaos"
 
 # Everything that `make test` tries a sample of: kills, faulty stores, paused writers, damaged media.
 chaos: setup

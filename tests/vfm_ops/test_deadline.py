@@ -43,29 +43,30 @@ def test_an_exception_that_comes_as_the_body_ends_comes_up_nowhere_else():
     """The exception is sent around the moment at which the body is done: it is raised by `deadline` or not at all."""
     late = 0
     for i in range(60):
+        said = []
         try:
             with deadline(0.01, "it"):
                 until = time.monotonic() + 0.009 + i * 3e-4
                 while time.monotonic() < until:
                     pass
         except DeadlineExceeded as error:
-            assert "no answer" in str(error)
-            late += 1
+            said.append(str(error))
+        assert said in ([], ["no answer after 0.01 s"])
+        late += len(said)
     spin(0.2)
     assert late, "none was late: the moment was missed"
     assert [t for t in threading.enumerate() if t.name == "deadline"] == []
 
 
 def test_a_body_that_swallows_the_exception_is_in_time():
-    with deadline(0.05, "it"):
-        with contextlib.suppress(DeadlineExceeded):
-            spin(5)
+    with deadline(0.05, "it"), contextlib.suppress(DeadlineExceeded):
+        spin(5)
     spin(0.1)
 
 
 @pytest.mark.parametrize("seconds", [5, 0.05], ids=["in time", "late"])
 def test_a_tracer_works_after_it(seconds):
-    """A debugger, coverage, or hypothesis: CPython 3.11 spins in the next call where an exception was announced and taken back."""
+    """A debugger, or coverage: CPython 3.11 spins in the next call where an exception was announced and taken back."""
     code = f"""
 import contextlib, sys, time
 from vfm_ops.deadline import DeadlineExceeded, deadline

@@ -35,12 +35,21 @@ class _Child:
     def __init__(self, settings: DecodeSettings) -> None:
         self._settings = settings
         self._process: DecoderProcess | None = None
+        self._closed = False
 
     @property
     def process(self) -> DecoderProcess:
+        """VfmError once it is closed: a stream that outlives its pool starts none, nor waits for an answer of the old one."""
+        if self._closed:
+            raise VfmError("the decoder pool is closed already.")
         if self._process is None:
             self._process = DecoderProcess(self._settings)
         return self._process
+
+    def close(self) -> None:
+        """Kill the process for good."""
+        self._closed = True
+        self.stop()
 
     def check(self) -> None:
         """Replace a process that ended while it had nothing to do (the system was short of memory): nobody's fault."""
@@ -116,7 +125,7 @@ class Sandbox:
         with self._changed:
             self._closed = True
             for child in (*self._idle, *self._lent):
-                child.stop()
+                child.close()
             self._idle.clear()
 
     @contextmanager
@@ -217,14 +226,13 @@ class Sandbox:
         }
         with self._borrow() as (child,), _no_crash(child, source):
             child.ask(request)
-            process = child.process
-            under_way = deque([process.submit({"op": "next"})])
+            under_way = deque([child.process.submit({"op": "next"})])
             try:
                 while under_way:
                     # The next reply is prepared while the caller works on this one.
-                    if len(under_way) < 2 and process.can_submit():
-                        under_way.append(process.submit({"op": "next"}))
-                    answer = process.wait(under_way[0])
+                    if len(under_way) < 2 and child.process.can_submit():
+                        under_way.append(child.process.submit({"op": "next"}))
+                    answer = child.process.wait(under_way[0])
                     under_way.popleft()
                     yield answer["thumbnails"], [frame_from_list(item) for item in answer["frames"]]
                     if answer["error"]:
@@ -232,7 +240,7 @@ class Sandbox:
                     if answer["done"]:
                         return
                     if not under_way:
-                        under_way.append(process.submit({"op": "next"}))
+                        under_way.append(child.process.submit({"op": "next"}))
             finally:
                 _settle(child, under_way)
 

@@ -21,10 +21,6 @@ from jobs.bench.gpu_measure import Floors, Work, count, count_batches
 from jobs.cli import run
 from vfm_ops.errors import UsageError
 
-pytestmark = pytest.mark.timeout(
-    900
-)  # all that the product imports is imported here, where a machine may have much else to do
-
 # What a machine without the card or the package has no figure of.
 LACKING = ("needs a card", "not installed: pip install", "is installed and can't be loaded")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import signal
@@ -9,6 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import cv2
@@ -283,6 +285,22 @@ def test_closing_stops_every_child_and_frames_stay_valid(stills):
     assert sum(not p.is_running() or p.status() == psutil.STATUS_ZOMBIE for p in children) >= 2
     with pytest.raises(UsageError):
         Sandbox(SETTINGS, processes=0)
+
+
+@pytest.mark.parametrize("decode", ["images", "frames", "thumbnails"])
+def test_a_stream_that_outlives_its_pool_ends_at_once_and_starts_no_process(stills, bikes, decode):
+    """It did wait a minute, in whatever the garbage collector interrupted, for what no process was asked for."""
+    with Sandbox(SETTINGS) as pool:
+        source = stills if decode == "images" else MediaSource(str(bikes))
+        unfinished, asked = [getattr(pool, decode)(source) for _ in "ab"], time.monotonic()
+        for stream in unfinished:
+            next(stream)
+    pids = {p.pid for p in psutil.Process().children(recursive=True)}
+    unfinished.pop().close()
+    with contextlib.suppress(VfmError):  # which says that the pool is closed, unless there was nothing left to ask for
+        list(unfinished.pop())
+    assert time.monotonic() - asked < 20
+    assert {p.pid for p in psutil.Process().children(recursive=True)} <= pids
 
 
 def test_long_video_streams_with_flat_shared_memory(sandbox, bikes):
