@@ -1,10 +1,10 @@
-"""`vfm try`: an op's values on a few pictures, of a lake or of files; nothing is written."""
+"""`vfm try`: an op's values on a few pictures, of a lake or of files, or its rows on videos; nothing is written."""
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,10 +12,10 @@ import numpy as np
 import typer
 
 from jobs.cli import run
-from vfm_ops.errors import MediaError, UsageError
+from vfm_ops.errors import MediaError, UsageError, VfmError
 
 if TYPE_CHECKING:
-    from vfm_ops.op import Op, Result
+    from vfm_ops.op import Op, Result, VideoOp
 
 LakeOption = Annotated[str | None, typer.Option(help="Lake whose stored frames are shown to the op.")]
 LONGEST = 60  # characters of a value on a line
@@ -23,25 +23,33 @@ LONGEST = 60  # characters of a value on a line
 
 def command(
     op: Annotated[str, typer.Option(help="Name of an op (vfm ops), or package.module:Name.")],
-    pictures: Annotated[list[Path] | None, typer.Argument(help="Image files, instead of a lake.")] = None,
+    pictures: Annotated[
+        list[Path] | None, typer.Argument(help="Image files, instead of a lake; videos for an op on those.")
+    ] = None,
     lake: LakeOption = None,
-    count: Annotated[int, typer.Option("-n", "--count", min=1, help="How many frames of the lake.")] = 20,
+    count: Annotated[
+        int, typer.Option("-n", "--count", min=1, help="How many frames of the lake, or rows of a video.")
+    ] = 20,
     where: Annotated[str | None, typer.Option(help="Only frames that satisfy this condition.")] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="A setting of the op, key=value; may be repeated.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON line a picture.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON line a picture, or row of a video.")] = False,
 ) -> int:
-    """Shows what an op gives for each picture, and what it drops. Exit code 1 where it, or a picture, failed."""
+    """Shows what an op gives for each picture, and what it drops; of a video, its first rows.
+
+    Exit code 1 where it, a picture or a video failed.
+    """
+    from vfm_ops.op import VideoOp
     from vfm_ops.op_registry import load_op
 
     if bool(pictures) == bool(lake):
         raise UsageError("name image files, or a lake with --lake: one of the two")
     chosen = load_op({op: settings(set_ or [])})
-    if chosen.on_videos:
-        raise UsageError(
-            f"op {chosen.name} is on {chosen.unit}s, and vfm try shows an op pictures: run it on a lake of one short video"
-        )
+    if isinstance(chosen, VideoOp):
+        if not pictures:
+            raise UsageError(f"op {chosen.name} is on {chosen.unit}s: name video files to try it on, instead of a lake")
+        return on_videos(chosen, pictures, count, as_json)
     rows = sample_of(lake, chosen, count, where) if lake else pictures_of(pictures or [])
     names: list[str] = []
     images: list[np.ndarray] = []
@@ -64,6 +72,31 @@ def command(
     if not as_json:
         print(summary(chosen, result), file=sys.stderr)
     return 1 if bad or failed else 0
+
+
+def on_videos(op: VideoOp, paths: list[Path], count: int, as_json: bool) -> int:
+    """Prints the first rows of each video, and how many there are of all. The exit code."""
+    from pipelines.process.recipe import load_recipe
+    from pipelines.process.sample import rows_of_video
+
+    recipe, shown, bad = load_recipe(None, ["shots.detector=auto"]), [], 0
+    for path in paths:
+        try:
+            for number, row in enumerate(rows_of_video(op, str(path), recipe)):
+                shown.append(row)
+                if number < count:
+                    print(json.dumps({"video": str(path), **row}, default=str) if as_json else line(str(path), row))
+        except Exception as error:  # of the op or of the video: it costs this one, as in a run
+            known = (
+                str(error) if isinstance(error, VfmError) else f"{path}: op {op.name}: {type(error).__name__}: {error}"
+            )
+            print(f"error: {known}", file=sys.stderr)
+            bad += 1
+    if not as_json:
+        columns = {name: [row.get(name) for row in shown] for name in (op.table.columns if op.table else ())}
+        counts = f"{op.name}: {len(paths)} videos, {len(shown)} rows, {bad} failed; nothing was written"
+        print("\n".join([counts, *ranges(columns)]), file=sys.stderr)
+    return 1 if bad else 0
 
 
 def settings(overrides: list[str]) -> dict[str, Any]:
@@ -107,9 +140,13 @@ def lines(names: list[str], result: Result, as_json: bool) -> Iterator[str]:
                 {"picture": name, **row, "error": result.errors[i], "dropped": result.dropped[i]}, default=str
             )
             continue
-        shown = "  ".join(f"{column} {_short(value)}" for column, value in row.items())
         notes = [result.errors[i] or "", f"dropped: {result.dropped[i]}" if result.dropped[i] else ""]
-        yield "  ".join(part for part in (name, shown, *notes) if part)
+        yield "  ".join(part for part in (line(name, row), *notes) if part)
+
+
+def line(name: str, row: Mapping[str, Any]) -> str:
+    """A picture's or video's name and its values."""
+    return "  ".join([name, *(f"{column} {_short(value)}" for column, value in row.items())])
 
 
 def summary(op: Op, result: Result) -> str:
@@ -120,12 +157,15 @@ def summary(op: Op, result: Result) -> str:
         parts.append(
             f"  {sum(len(rows or ()) for rows in result.rows)} rows of table {op.table.name if op.table else ''}"
         )
-    for name, array in result.columns.items():
-        numbers = [v for v in array.to_pylist() if isinstance(v, int | float)]
-        if numbers:
+    return "\n".join([*parts, *ranges({name: array.to_pylist() for name, array in result.columns.items()})])
+
+
+def ranges(columns: Mapping[str, list[Any]]) -> Iterator[str]:
+    """The least, median and largest of each column of numbers."""
+    for name, values in columns.items():
+        if numbers := [v for v in values if isinstance(v, int | float)]:
             low, middle, high = np.percentile(numbers, [0, 50, 100])
-            parts.append(f"  {name}: {low:.4g} to {high:.4g}, median {middle:.4g}")
-    return "\n".join(parts)
+            yield f"  {name}: {low:.4g} to {high:.4g}, median {middle:.4g}"
 
 
 def _short(value: Any) -> str:

@@ -173,29 +173,11 @@ class DecodeAssets:
     def _detect(
         self, source: MediaSource, probe: Probe, wanted: np.ndarray | None, outcome: Outcome
     ) -> tuple[list[Shot], list[Frame], MediaError | None]:
-        """Shots from every frame's thumbnail; `wanted` frames are kept from the same pass, when they are few."""
-        settings = self.recipe.shots
-        shortest = max(1, round(settings.min_length_s * probe.fps))
-        detector = shot_detector(settings.detector, threshold=settings.threshold, min_length=shortest)
-        held: list[Frame] = []
-        damage: list[MediaError] = []
-
-        def thumbnails() -> Iterator[np.ndarray]:
-            nothing = np.zeros(0, np.int64)
-            try:
-                for chunk, frames in self.sandbox.frames_and_thumbnails(
-                    source, nothing if wanted is None else wanted, probe, detector.thumbnail_width
-                ):
-                    held.extend(frames)
-                    if chunk is not None:
-                        yield chunk
-            except MediaError as e:
-                damage.append(e)
-
-        shots = detect_shots(thumbnails(), probe.pts_s, probe.duration_s, detector)
+        """See `find_shots`; they are rows of the outcome, too."""
+        detector, shots, held, damage = find_shots(self.sandbox, source, probe, self.recipe, wanted)
         for n, shot in enumerate(shots):
-            outcome.shots.append({"shot_id": shot_id(outcome.asset_id, n), "detector": detector.name, **asdict(shot)})
-        return shots, held, damage[0] if damage else None
+            outcome.shots.append({"shot_id": shot_id(outcome.asset_id, n), "detector": detector, **asdict(shot)})
+        return shots, held, damage
 
 
 @dataclass(frozen=True)
@@ -287,6 +269,34 @@ def interleave(makers: list[Callable[[], Iterable[Any]]], workers: int) -> Itera
 
 
 _DONE = object()
+
+
+def find_shots(
+    sandbox: Sandbox, source: MediaSource, probe: Probe, recipe: Recipe, wanted: np.ndarray | None = None
+) -> tuple[str, list[Shot], list[Frame], MediaError | None]:
+    """The detector's name, a video's shots, from every frame's thumbnail, the `wanted` frames, kept from the same pass, and the
+    damage that ended it.
+    """
+    settings = recipe.shots
+    shortest = max(1, round(settings.min_length_s * probe.fps))
+    detector = shot_detector(settings.detector, threshold=settings.threshold, min_length=shortest)
+    held: list[Frame] = []
+    damage: list[MediaError] = []
+
+    def thumbnails() -> Iterator[np.ndarray]:
+        nothing = np.zeros(0, np.int64)
+        try:
+            for chunk, frames in sandbox.frames_and_thumbnails(
+                source, nothing if wanted is None else wanted, probe, detector.thumbnail_width
+            ):
+                held.extend(frames)
+                if chunk is not None:
+                    yield chunk
+        except MediaError as e:
+            damage.append(e)
+
+    shots = detect_shots(thumbnails(), probe.pts_s, probe.duration_s, detector)
+    return detector.name, shots, held, damage[0] if damage else None
 
 
 class StillShots:

@@ -6,7 +6,7 @@ Each chunk's rows are written as fragments, and the op's state goes to the lake'
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields
 from itertools import islice
 from typing import Any
@@ -27,6 +27,7 @@ from pipelines.sources import RowReader, media_source
 from vfm_ops.deadline import deadline
 from vfm_ops.errors import MediaError, VfmError
 from vfm_ops.media.frame import DecodeSettings, Frame
+from vfm_ops.media.probe import Probe
 from vfm_ops.media.sandbox import Sandbox
 from vfm_ops.op import NATIVE, Video, VideoFrame, VideoOp, VideoShot
 
@@ -65,15 +66,12 @@ class RunOnVideos:
         outcome.journal = journal.name
         source = media_source(outcome.source, RowReader())
         probe = self.sandbox.probe(source)
-        width, height = stored_size(probe.width, probe.height, self.recipe.jpeg.max_side)
-        shots = self._shots(outcome.asset_id)
-        cuts = frozenset(shot.start_frame for shot in shots)
-        video = Video(outcome.asset_id, outcome.uri, width, height, probe.fps or 0.0, probe.frame_count, shots)
+        video = shown_video(outcome.asset_id, outcome.uri, probe, self._shots(outcome.asset_id), self.recipe)
         saved = self.lake.attempt("read a journal", lambda _: journal.load())
         done, state = (saved[0], self.op.loads(video, saved[1])) if saved else (_nothing(), self.op.begin(video))
         wanted = self.op.wanted(video)
         frames = self.sandbox.frames(source, wanted[wanted >= done["next_frame"]], probe)
-        while chunk := list(self._frames(islice(frames, self.op.chunk_frames), cuts)):
+        for chunk in chunks(frames, video, self.op.chunk_frames, self.recipe):
             with deadline(self.op.deadline_s, f"op {self.op.name}"):
                 state, rows = self.op.chunk(video, state, chunk)
             stats.rows += len(chunk)
@@ -96,15 +94,6 @@ class RunOnVideos:
         rows = self.lake.read("shots", names, equals("asset_id", asset_id)).to_pylist()
         return tuple(sorted((VideoShot(**row) for row in rows), key=lambda shot: shot.start_frame))
 
-    def _frames(self, frames: Iterable[Frame], cuts: frozenset[int]) -> Iterator[VideoFrame]:
-        """Frames in pixels of the stored frame."""
-        for frame in frames:
-            rgb = frame.views[VIEW]
-            width, height = stored_size(frame.width, frame.height, self.recipe.jpeg.max_side)
-            if (height, width) != rgb.shape[:2]:
-                rgb = cv2.resize(rgb, (width, height), interpolation=cv2.INTER_AREA)
-            yield VideoFrame(frame.frame_index, frame.pts_s, np.ascontiguousarray(rgb), frame.frame_index in cuts)
-
     def _table(self, rows: list[dict[str, Any]], outcome: Outcome) -> pa.Table:
         whose = {"asset_id": outcome.asset_id, "run_key": outcome.run_key, "op": self.planned.title}
         return pa.Table.from_pylist([{**row, **whose} for row in rows], self.schema)
@@ -112,6 +101,28 @@ class RunOnVideos:
 
 def _nothing() -> dict[str, Any]:
     return {"next_frame": 0, "rows": 0, "fragments": []}
+
+
+def shown_video(asset_id: str, uri: str, probe: Probe, shots: Sequence[VideoShot], recipe: Recipe) -> Video:
+    """What an op is told of a video."""
+    width, height = stored_size(probe.width, probe.height, recipe.jpeg.max_side)
+    return Video(asset_id, uri, width, height, probe.fps or 0.0, probe.frame_count, tuple(shots))
+
+
+def chunks(frames: Iterable[Frame], video: Video, size: int, recipe: Recipe) -> Iterator[list[VideoFrame]]:
+    """A video's frames as an op sees them, in pixels of the stored frame, so many at a time."""
+    cuts = frozenset(shot.start_frame for shot in video.shots)
+
+    def shown(frame: Frame) -> VideoFrame:
+        rgb = frame.views[VIEW]
+        width, height = stored_size(frame.width, frame.height, recipe.jpeg.max_side)
+        if (height, width) != rgb.shape[:2]:
+            rgb = cv2.resize(rgb, (width, height), interpolation=cv2.INTER_AREA)
+        return VideoFrame(frame.frame_index, frame.pts_s, np.ascontiguousarray(rgb), frame.frame_index in cuts)
+
+    of_all = map(shown, frames)
+    while chunk := list(islice(of_all, size)):
+        yield chunk
 
 
 def video_decoding(recipe: Recipe) -> DecodeSettings:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -171,13 +172,37 @@ def test_what_the_page_shows_works(lake, photographs, capsys):
     assert verify_lake(lake).violations == []
 
 
-def test_try_shows_rows_of_a_table_and_says_that_it_shows_no_videos(lake, capsys):
+def test_try_shows_rows_of_a_table(lake, capsys):
     assert main(["try", "--op", "my_tables:bands", "--lake", lake.root, "-n", "3", "--json"]) == 0
     assert all('"rows": [' in line for line in capsys.readouterr().out.splitlines())
     assert main(["try", "--op", "my_tables:bands", "--lake", lake.root, "-n", "3"]) == 0
     assert "rows of table bands" in capsys.readouterr().err
     assert main(["try", "--op", "my_tables:Cuts", "--lake", lake.root]) == 2
-    assert "op cuts is on videos" in capsys.readouterr().err
+    assert "op cuts is on videos: name video files" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("op", ["Cuts", "Motion"])
+def test_try_shows_the_rows_of_a_video_that_a_run_writes(lake, bikes, tmp_path, capsys, op):
+    ingest([str(bikes)], str(tmp_path / "videos"))
+    videos = Lake.open(tmp_path / "videos")
+    process(videos, Recipe(ops=[f"my_tables:{op}"], shots={"detector": "auto"}, sampling={"fps": 1}))
+    names = {"Cuts": ["frame_index", "difference"], "Motion": ["start_s", "end_s", "difference"]}[op]
+    written = sorted(videos.read(op.lower(), names).to_pylist(), key=lambda row: row[names[0]])
+    assert main(["try", "--op", f"my_tables:{op}", str(bikes), "--json", "-n", "1000"]) == 0
+    shown = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [{name: row[name] for name in names} for row in shown] == written
+    assert main(["try", "--op", f"my_tables:{op}", str(bikes), str(tmp_path / "none.mp4"), "-n", "2"]) == 1
+    out, err = capsys.readouterr()
+    assert out.count("difference") == 2
+    assert f"2 videos, {len(written)} rows, 1 failed" in err
+    assert "none.mp4 does not exist" in err
+
+
+def test_a_video_at_which_an_op_raises_is_named_by_try(lake, bikes, tmp_path, capsys):
+    text = FILES["my_tables.py"].replace("rows = []", "raise KeyError(7)")
+    (tmp_path / "raising_tables.py").write_text(text)
+    assert main(["try", "--op", "raising_tables:Cuts", str(bikes)]) == 1
+    assert f"error: {bikes}: op cuts: KeyError: 7" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
