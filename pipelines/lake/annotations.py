@@ -127,6 +127,12 @@ class Annotated:
         return rows.sort_by("version")
 
 
+def last_versions(rows: pa.Table) -> list[Row]:
+    """Of all versions of some annotations, those that count. rows: with `annotation_id`, `version` and `removed`."""
+    last = {row["annotation_id"]: row for row in rows.sort_by("version").to_pylist()}
+    return [row for row in last.values() if not row["removed"]]
+
+
 class CurrentAnnotations:
     """A lake as if its table of annotations held the last version of each alone: what `Table` reads from.
 

@@ -20,8 +20,9 @@ _BINS, _VIDEOS, _RUNS = 32, 24, 40
 
 
 def table_counts(lake: Lake) -> list[dict[str, Any]]:
-    """Rows of each table."""
-    return [{"table": table, "rows": lake.count(table)} for table in COUNTED]
+    """Rows of each table; of annotations those that count."""
+    rows = {table: lake.count(table) for table in COUNTED} | {"annotations": len(lake.annotations)}
+    return [{"table": table, "rows": count} for table, count in rows.items()]
 
 
 def quality_histograms(items: Items, kept_N: np.ndarray | None) -> list[dict[str, Any]]:

@@ -226,6 +226,7 @@ async function begin() {
     $("detect-form").hidden = !models.detect.length;
     document.querySelector('[data-tool="segment"]').hidden = !models.segment;
     viewer.canTrack = Boolean(models.track);
+    viewer.canStore = lake.writable;
     document.documentElement.dataset.ready = "true";
   } catch (error) {
     toast(error.message);

@@ -193,6 +193,12 @@ export class VideoView {
     }
   }
 
+  // What was followed so far becomes annotations of the lake: how many frames they are on.
+  async store(author, label) {
+    const labels = label ? { 1: label } : {};
+    return (await call(`track/sessions/${this.session}/store`, { method: "POST", body: { author, labels } })).stored;
+  }
+
   show(result) {
     this.lanes();
     this.seek(result.pts_s);

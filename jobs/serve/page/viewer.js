@@ -22,6 +22,8 @@ export class Viewer {
     this.dialog.querySelector(".next").onclick = () => turn(1);
     $("similar").onclick = () => this.like({ frame_id: this.frame.frame_id }, "like this");
     $("select-frame").onclick = () => { pick(this.frame); this.marked(); };
+    $("store-author").value = localStorage.getItem("author") ?? "";
+    $("store-form").onsubmit = (event) => { event.preventDefault(); this.store(); };
     $("detect-form").onsubmit = (event) => { event.preventDefault(); this.detect(); };
     for (const button of this.dialog.querySelectorAll("[data-tool]")) button.onclick = () => this.use(button.dataset.tool);
   }
@@ -41,7 +43,7 @@ export class Viewer {
       this.frame = Object.assign(hit, frame);
       this.stage.clear(frame.width, frame.height);
       this.facts(frame);
-      this.objects(frame.detections.map(detectionBox), frame.tracks);
+      this.objects(frame.detections.map(detectionBox), frame.tracks, frame.annotations);
       this.neighbours(hit);
       if (frame.media_type === "video") await this.openVideo(hit);
     } catch (error) {
@@ -59,12 +61,19 @@ export class Viewer {
     this.forget();
     this.use(null);
     this.frame = null;
+    $("store-label").value = "";
   }
 
   forget() {
     if (this.session) this.session.then((s) => call(`segment/sessions/${s.session}`, { method: "DELETE" })).catch(() => null);
     this.session = null;
     this.points = [];
+    this.offer();
+  }
+
+  // To store what is there: a mask that was clicked, or a track.
+  offer() {
+    $("store-form").hidden = !this.canStore || !(this.points.length || this.video.results.size);
   }
 
   facts(frame) {
@@ -72,16 +81,22 @@ export class Viewer {
     const rows = [["size", `${frame.width} × ${frame.height}`], ["score", frame.score?.toFixed(4)], ["caption", frame.caption], ["label", frame.label]];
     if (frame.media_type === "video") rows.unshift(["time", `${clock(frame.pts_s)} · frame ${frame.frame_index}`]);
     if (frame.quality) rows.push(["sharpness", frame.quality.sharpness?.toFixed(0)], ["luminance", frame.quality.luminance?.toFixed(2)]);
+    for (const said of frame.annotations) if (!said.box && !said.mask) rows.push([said.kind, `${said.label} · ${said.author}`]);
     $("numbers").replaceChildren(...rows.filter(([, v]) => v).flatMap(([k, v]) => [element("dt", "", k), element("dd", "", v)]));
   }
 
-  objects(boxes, tracks = []) {
+  objects(boxes, tracks = [], annotations = []) {
     // A detection that a track has taken up is that track's: one colour, one box.
     for (const box of boxes) {
       const track = tracks.find((t) => t.box && same(t.box, box.box));
       if (track) box.colour = colourOf(track.track_id);
     }
     const masks = tracks.filter((t) => t.mask).map((t) => ({ mask: t.mask, colour: colourOf(t.track_id) }));
+    for (const { box, mask, label, kind, author, object_id, annotation_id } of annotations) {
+      const colour = colourOf(object_id ?? annotation_id);
+      if (mask) masks.push({ mask, colour });
+      if (box) boxes.push({ box, label: `${label ?? kind} · ${author}`, colour, hidden: false });
+    }
     this.detections = boxes;
     this.stage.boxes = boxes;
     this.stage.masks = masks;
@@ -157,6 +172,7 @@ export class Viewer {
       if (still && !$("still").src.endsWith(url)) $("still").src = url;
     }
     if (this.points.length && !this.video.same(seconds, this.clickedAt)) this.forget();
+    this.offer();
     const own = this.video.same(seconds, this.frame.pts_s) ? this.detections ?? [] : [];
     const others = tracks.filter((t) => !own.some((d) => same(d.box, t.box)));
     this.stage.boxes = [...own, ...others.map((t) => ({ box: t.box, label: t.label, colour: colourOf(t.id) }))];
@@ -176,12 +192,35 @@ export class Viewer {
       const body = { points: points.map((p) => [p.x, p.y]), labels: points.map((p) => Number(p.on)), multimask: points.length === 1 };
       const { candidates } = await call(`segment/sessions/${session}`, { method: "POST", body });
       if (this.frame !== frame || this.points !== points) return;
+      this.asked = body;
+      this.offer();
       this.stage.masks = [{ mask: candidates[0].mask, colour: objectColour(1) }];
       this.note(`${candidates[0].area.toLocaleString()} pixels · score ${candidates[0].score.toFixed(2)} · Shift-click what is not it`);
       this.stage.draw();
       if (this.canTrack && frame.media_type === "video") await this.video.prompt(points);
     } catch (error) {
       this.forget();
+      toast(error.message);
+    }
+  }
+
+  // What was clicked, or followed from there, becomes an annotation of the lake.
+  async store() {
+    const { frame } = this, author = $("store-author").value.trim(), label = $("store-label").value.trim() || undefined;
+    try {
+      if (this.video.results.size) {
+        toast(`Stored on ${await this.video.store(author, label)} frames`);
+      } else {
+        const { session } = await this.session;
+        await call(`segment/sessions/${session}`, { method: "POST", body: { ...this.asked, store: { author, label } } });
+        toast("Stored in the lake's annotations");
+      }
+      localStorage.setItem("author", author);
+      const { annotations, detections, tracks } = await call(`frames/${encodeURIComponent(frame.frame_id)}/details`);
+      if (this.frame !== frame) return;
+      this.objects(detections.map(detectionBox), tracks, annotations);
+      if (this.video.asset) this.video.moment(this.video.now);  // another frame may be in view
+    } catch (error) {
       toast(error.message);
     }
   }

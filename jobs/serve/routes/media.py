@@ -14,12 +14,16 @@ from starlette.responses import Response, StreamingResponse
 from jobs.serve.context import SNIFFED, Context, mime_of, without_path
 from jobs.serve.problems import Problem
 from jobs.serve.routes.search import file_name
+from pipelines.lake.annotations import last_versions
 from pipelines.lake.ledger import of_decoding
 from pipelines.lake.sql import equals
 from vfm_ops.errors import MediaError
 
 CHUNK = 1 << 18
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
+_ANNOTATION_COLUMNS = [
+    *("annotation_id", "version", "removed", "object_id", "kind", "label", "box", "mask", "score", "author", "source"),
+]
 _TRACK_COLUMNS = ["track_id", "frame_index", "pts_s", "label", "box", "score", "visible"]
 MOST_TRACK_ROWS = 200_000
 
@@ -44,7 +48,7 @@ def routes(context: Context) -> APIRouter:
 
     @api.get("/frames/{frame_id}/details")
     async def details(frame_id: str) -> dict[str, Any]:
-        """What is known of a frame: its numbers, detections, and the tracks that pass it."""
+        """What is known of a frame: its numbers, detections, tracks that pass it, and what people say of it or its asset."""
         return await asyncio.to_thread(_details, context, frame_id)
 
     @api.get("/assets/{asset_id}", response_class=Response, responses=binary)
@@ -152,6 +156,8 @@ def _details(context: Context, frame_id: str) -> dict[str, Any]:
     detections = context.lake.read("detections", wanted, filter=equals("frame_id", frame_id)).to_pylist()
     passing = f"{equals('asset_id', row['asset_id'])} AND {equals('frame_index', row['frame_index'])}"
     tracks = context.lake.read("tracks", ["track_id", "label", "box", "mask", "score", "visible"], filter=passing)
+    said = f"{equals('asset_id', row['asset_id'])} AND ({equals('frame_index', row['frame_index'])} OR frame_index IS NULL)"
+    annotations = last_versions(context.lake.read("annotations", _ANNOTATION_COLUMNS, filter=said))
     return {
         **row,
         "media_type": owner["media_type"],
@@ -160,6 +166,7 @@ def _details(context: Context, frame_id: str) -> dict[str, Any]:
         "label": owner["label"],
         "detections": sorted(detections, key=lambda d: -(d["score"] or 0)),
         "tracks": tracks.to_pylist(),
+        "annotations": [{k: v for k, v in row.items() if k != "removed"} for row in annotations],
     }
 
 

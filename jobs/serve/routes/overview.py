@@ -106,7 +106,8 @@ def _overview(context: Context) -> dict[str, Any]:
     assets = [n for n in SCHEMAS["assets"].names if n not in ("uri", "container", "offset", "length")]
     frames_table = context.lake.dataset("frames")
     return {
-        "tables": {table: context.lake.count(table) for table in COUNTED},
+        "tables": {table: context.lake.count(table) for table in COUNTED}
+        | {"annotations": len(context.lake.annotations)},
         "version": 0 if frames_table is None else frames_table.version,
         "filters": {"frames": frames, "assets": assets},
         "writable": context.settings.selections,

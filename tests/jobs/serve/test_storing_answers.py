@@ -47,6 +47,11 @@ def served(request, tmp_path_factory, made):  # noqa: F811
     replicas[1]._sandbox.close()
 
 
+def told(client: Client, place: Any) -> list[dict[str, Any]]:
+    """The annotations that the page shows of a frame."""
+    return client._get(f"frames/{place.frame_id}/details")["annotations"]
+
+
 def test_a_click_is_kept_and_the_next_one_is_a_version_of_it(served):
     client, writes, lake = served
     (place,) = find_frames(lake, ["discs.png"])
@@ -56,6 +61,7 @@ def test_a_click_is_kept_and_the_next_one_is_a_version_of_it(served):
             with pytest.raises(ServerError, match="--read-only") as refused:
                 session.click([[20, 24]], [1], store=store)
             assert refused.value.status == 403
+            assert not client._get("lake")["writable"]
             assert len(lake.annotations) == 0
             return
         with Lease(lake, "a run that writes"):
@@ -67,6 +73,11 @@ def test_a_click_is_kept_and_the_next_one_is_a_version_of_it(served):
         session.click([[20, 24], [60, 24]], [1, 0], store=store)
         session.click([[60, 24]], [1], store={"author": "ann", "object": "right"})
         assert sorted(lake.annotations.to_arrow("kind = 'mask'")["version"].to_pylist()) == [1, 2]
+        assert {(a["label"], a["version"]) for a in told(client, place)} == {("disc", 2), (None, 1)}
+        assert client._get("lake")["tables"]["annotations"] == 2
+        lake.remove_annotations([row["annotation_id"]], author="ann")
+        assert client._get("lake")["tables"]["annotations"] == 1
+        assert [(a["label"], a["author"]) for a in told(client, place)] == [(None, "ann")]
         many = session.everything(points_per_side=4, min_iou=0.1, min_stability=0.0, store={"author": "bob"})
         assert lake.annotations.count("author = 'bob'") == len(many) > 1
     assert verify_lake(lake).violations == []

@@ -15,6 +15,7 @@ from pipelines.reporting.annotated import AnnotatedLake
 from pipelines.reporting.evaluate import evaluate_by_annotations
 from pipelines.reporting.export import export
 from pipelines.reporting.names import AssetNames
+from pipelines.reporting.tables import table_counts
 from tests.pipelines.reporting.test_exports import SEEN, STORED, shelf, square  # noqa: F401
 from vfm_ops.errors import UsageError
 from vfm_ops.track.masks import encode_rle
@@ -38,6 +39,13 @@ def lake(shelf, tmp_path) -> Lake:  # noqa: F811
     tracked = [track | {"frame_index": t, "mask": square(t)} for t in SEEN]
     lake.add_annotations(tracked, author="ann")
     return lake
+
+
+def test_a_report_counts_annotations_and_no_versions_of_them(lake):
+    rows = {c["table"]: c["rows"] for c in table_counts(lake)}
+    assert rows["annotations"] == len(lake.annotations) > 4
+    lake.remove_annotations(lake.annotations.to_arrow()["annotation_id"][0].as_py(), author="ann")
+    assert {c["table"]: c["rows"] for c in table_counts(lake)}["annotations"] == rows["annotations"] - 1
 
 
 def test_coco_holds_what_was_said_of_the_frames_that_were_looked_at(lake, tmp_path):
