@@ -238,7 +238,7 @@ def test_small_holes_and_islands_are_mended_and_the_unharmed_stay(scene):
     before = generate_masks(segmenter, scene, GridSettings(**loose))
     mended = [mended_by_hand(decode_rle(m.rle), least) for m in before]
     found = []
-    for source, (mask, _) in zip(before, mended):
+    for source, ((mask,), _) in zip(before, mended):
         rows, columns = np.nonzero(mask)
         box = np.array([columns.min(), rows.min(), columns.max(), rows.max()], float)
         found.append(Expected(mask, box, source.score, source.crop_box))
