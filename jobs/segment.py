@@ -18,7 +18,8 @@ from jobs.detect import read_pictures
 from jobs.model_options import with_options_of
 from jobs.prompts import boxes_of, points_of
 from jobs.storing import Annotator, AuthorOption, LabelOption, LakeFolder, StoreFlag, annotator, open_lake
-from pipelines.annotation import LakeFrame, find_frames, object_name, read_frames
+from pipelines.annotation import LakeFrame, find_frames, read_frames
+from pipelines.annotation.objects import Asked
 from pipelines.lake import Lake
 from vfm_ops.errors import MediaError, UsageError
 from vfm_ops.evaluate.overlay import draw_objects
@@ -90,33 +91,12 @@ class Picture:
     frame: LakeFrame | None = None
 
 
-@dataclass(frozen=True)
-class Said:
-    """What was asked for. entries: of each object, as in a file of prompts; None with everything mode. settings: the rest."""
-
-    entries: list[dict[str, Any]] | None
-    label: str | None
-    settings: dict[str, Any]
-
-    def annotations(self, frame: LakeFrame, objects: list[dict[str, Any]], author: str) -> list[dict[str, Any]]:
-        """Rows of a picture's objects that have a pixel."""
-        rows = []
-        for o in (o for o in objects if o["area"]):
-            entry = {"mask": self.settings} if self.entries is None else self.entries[o["object"] - 1]
-            name = entry.get("object") or object_name(author, frame.frame_index, entry)
-            prompts = self.settings if self.entries is None else {"prompts": [entry], **self.settings}
-            row = {"frame_id": frame.frame_id, "kind": "mask", "label": entry.get("label") or self.label}
-            row |= {"object_id": f"{name}/{o['object']}" if self.entries is None else name, "prompts": prompts}
-            rows.append(row | {k: o[k] for k in ("box", "mask", "score")})
-        return rows
-
-
 def _said(
     asked: list[Any], folder: Path, label: str | None, grid: GridSettings | None, options: dict[str, Any]
-) -> Said:
+) -> Asked:
     if grid is None:
-        return Said([entry.entry(folder) for entry in asked], label, _unusual(options))
-    return Said(None, label, {"everything": grid.model_dump(mode="json", exclude_defaults=True)})
+        return Asked([entry.entry(folder) for entry in asked], _unusual(options), label)
+    return Asked(None, {"everything": grid.model_dump(mode="json", exclude_defaults=True)}, label)
 
 
 def _named(pictures: list[str], lake: Lake | None) -> list[Picture]:
@@ -142,7 +122,7 @@ def _segment(
     sheet: Path | None,
     return_logits: Path | None,
     keeper: Annotator | None,
-    said: Said,
+    said: Asked,
 ) -> int:
     """Prints, and writes what is to be written, of each picture. Returns the exit code."""
     drawn: dict[str, np.ndarray] = {}
@@ -160,7 +140,7 @@ def _segment(
         if sheet:
             drawn[name] = draw_objects(rgb, [{**o, "track_id": o["object"]} for o in objects])
         if keeper and picture.frame:
-            keeper.add(said.annotations(picture.frame, objects, keeper.author))
+            keeper.add(said.rows(picture.frame.frame_id, objects, keeper.author))
     _write(sheet, drawn, return_logits, logits)
     if keeper:
         keeper.finish()

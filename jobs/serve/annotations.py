@@ -8,7 +8,7 @@ from typing import Any
 
 from jobs.serve.problems import Problem
 from jobs.serve.routes.schemas import SegmentClick, SegmentEverything, StoreAs, TrackStore
-from pipelines.annotation.objects import fitted, object_name
+from pipelines.annotation.objects import Asked, fitted, object_name
 from pipelines.annotation.pixels import stored_size_of
 from pipelines.lake import Lake
 from vfm_ops.errors import UsageError
@@ -31,26 +31,20 @@ def keep(root: str, rows: list[Row], author: str, source: str, replace: bool) ->
 
 def segmented_rows(lake: Lake, frame_id: str, found: list[Row], body: SegmentClick | SegmentEverything) -> list[Row]:
     """Rows of masks that were found on a frame: of a click the best, of everything mode all."""
-    assert body.store is not None
-    asset_id, _, index = frame_id.rpartition(":")
+    store = body.store
+    assert store is not None
     settings = body.model_dump(mode="json", exclude={"store"}, exclude_defaults=True, exclude_none=True)
     if isinstance(body, SegmentEverything):
-        prompts: Row = {"everything": settings}
-        name = object_name(body.store.author, int(index), {"mask": prompts})
+        asked = Asked(None, {"everything": settings}, store.label, store.object)
     else:
         entry: Row = {k: settings.pop(k) for k in ("points", "labels", "box", "mask") if k in settings}
         settings = settings | ({"mask_input": "logits of an earlier answer"} if "mask_input" in settings else {})
         settings.pop("return_logits", None)
-        prompts = {"prompts": [entry], **settings}
-        name, found = object_name(body.store.author, int(index), entry), found[:1]
-    name = body.store.object or name
-    size = stored_size_of(lake, asset_id)
-    rows = []
-    for number, mask in enumerate((m for m in found if m["area"]), 1):
-        own = name if isinstance(body, SegmentClick) else f"{name}/{number}"
-        row = {"frame_id": frame_id, "kind": "mask", "object_id": own, "label": body.store.label, "prompts": prompts}
-        rows.append(fitted(row | {k: mask[k] for k in ("mask", "box", "score")}, size))
-    return rows
+        entry |= {"object": store.object} if store.object else {}
+        asked, found = Asked([entry], settings, store.label), found[:1]
+    size = stored_size_of(lake, frame_id.rpartition(":")[0])
+    numbered = [mask | {"object": number} for number, mask in enumerate(found, 1)]
+    return [fitted(row, size) for row in asked.rows(frame_id, numbered, store.author)]
 
 
 def tracked_rows(lake: Lake, told: Row, body: TrackStore) -> list[Row]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import cv2
@@ -58,6 +59,33 @@ def rows_of(
             else:
                 rows.append({"frame_id": of, "kind": "mask", "object_id": name} | row)
     return rows
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What was asked for on a picture.
+
+    entries: of each object, as in a file of prompts; None with everything mode. settings: the rest, which is kept with each object.
+    label: of objects whose entry says none. name: of what everything mode finds.
+    """
+
+    entries: list[Row] | None
+    settings: Row
+    label: str | None = None
+    name: str | None = None
+
+    def rows(self, frame_id: str, found: Sequence[Row], author: str) -> list[Row]:
+        """Rows of the objects that have a pixel. found: mask, box, score, area and number (`object`, from 1) of each."""
+        index, rows = int(frame_id.rpartition(":")[2]), []
+        for one in (one for one in found if one["area"]):
+            number = one["object"]
+            entry = {"mask": self.settings, "object": self.name} if self.entries is None else self.entries[number - 1]
+            name = entry.get("object") or object_name(author, index, entry)
+            row = {"frame_id": frame_id, "kind": "mask", "label": entry.get("label") or self.label}
+            row |= {"object_id": f"{name}/{number}" if self.entries is None else name}
+            prompts = self.settings if self.entries is None else {"prompts": [entry], **self.settings}
+            rows.append(row | {"prompts": prompts} | {k: one[k] for k in ("box", "mask", "score")})
+        return rows
 
 
 def object_name(author: str, frame_index: int, shown: Mapping[str, Any]) -> str:
