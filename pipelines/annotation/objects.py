@@ -65,8 +65,8 @@ def rows_of(
 class Asked:
     """What was asked for on a picture.
 
-    entries: of each object, as in a file of prompts; None with everything mode. settings: the rest, which is kept with each object.
-    label: of objects whose entry says none. name: of what everything mode finds.
+    entries: of each object, as in a file of prompts; None with everything mode. settings: the rest, which is kept with each
+    object. label: of objects whose entry says none. name: of what everything mode finds.
     """
 
     entries: list[Row] | None

@@ -25,7 +25,7 @@ from pipelines.process.stages import OpStage, views_of
 from pipelines.process.store import Doubt, Verdict
 from pipelines.process.units import read_unit
 from pipelines.process.videos import RunOnVideos
-from pipelines.process.write import INTERRUPTED, UnitError, WriteRows, error_row
+from pipelines.process.write import INTERRUPTED, RESULT, UnitError, WriteRows, error_row
 from vfm_ops.errors import VfmError
 from vfm_ops.scheduling import use_batch_scheduling
 
@@ -96,8 +96,9 @@ class Chain:
 
         What goes wrong is a RESULT row as well; such a row from the chain before passes through.
         """
-        if "error" in block.schema.names and "fragments" in block.schema.names:
-            yield block
+        if "fragments" in block.schema.names:
+            # Ray joins all that the chain before gave of its unit. What it made until it failed goes with it.
+            yield block.filter(block["fragments"].is_valid()).select(RESULT.names).cast(RESULT)
             return
         assets: list[str] = []
         try:

@@ -35,3 +35,14 @@ class Second(op.Op):
 @op.op(adds={"third": pa.string()}, needs=None, columns=("luma",))
 def third(luma):
     return [where() for _ in luma]
+
+
+class Late(op.Op):
+    """Gives a value too few in its third batch."""
+
+    name, adds, needs = "late", {"late": pa.int32()}, op.View(8)
+    batches = 0
+
+    def run(self, images):
+        self.batches += 1
+        return [1] * (len(images) - (self.batches > 2))

@@ -14,7 +14,7 @@ from pipelines.process.recipe import Recipe, Resources
 from pipelines.process.run import process
 from pipelines.sources import ingest
 from tests.chaos.rows import differences
-from vfm_ops.errors import UsageError
+from vfm_ops.errors import UsageError, VfmError
 
 PLACED = "tests.pipelines.process.placed_ops"
 
@@ -52,6 +52,17 @@ def test_an_op_with_resources_of_its_own_has_actors_of_its_own(lake, tmp_path):
     process(shared, Recipe(ops=tuple(ops(None)), resources=Resources(cpus_per_actor=1)))
     assert processes(shared, "first") == processes(shared, "second")
     assert differences(lake, shared, ignore={"first", "second", "third"}) == []
+
+
+def test_an_op_that_breaks_its_contract_late_is_named_and_its_unit_stays_pending(ray_local, bikes, tmp_path):
+    """Its actor has sent frames of the unit on by then, with which Ray joins the error."""
+    lake = Lake.create(tmp_path / "lake")
+    ingest([str(bikes)], lake.root)
+    own = {"quality": {"resources": {"actors": 1}}}
+    with pytest.raises(VfmError, match="op late gave 31 for 32 rows"):
+        process(lake, Recipe(ops=(f"{PLACED}:Late", own), sampling={"fps": 25}))
+    assert lake.count("frames") == lake.count("quarantine") == 0
+    assert process(lake, Recipe(ops=("quality",))).counts["assets"] == 1
 
 
 def test_where_an_op_runs_is_no_part_of_its_key_and_an_op_that_comes_late_has_its_actors_too(lake):
