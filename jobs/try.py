@@ -51,27 +51,21 @@ def command(
             raise UsageError(f"op {chosen.name} is on {chosen.unit}s: name video files to try it on, instead of a lake")
         return on_videos(chosen, pictures, count, as_json)
     rows = sample_of(lake, chosen, count, where) if lake else pictures_of(pictures or [])
-    names: list[str] = []
-    images: list[np.ndarray] = []
-    columns: dict[str, list[Any]] = {name: [] for name in chosen.columns}
+    sound: list[tuple[str, np.ndarray, dict[str, Any]]] = []
     bad = 0
     for name, picture, values in rows:
         if isinstance(picture, MediaError):
             print(f"error: {name}: {picture}", file=sys.stderr)
             bad += 1
-            continue
-        names.append(name)
-        images.append(picture)
-        for column, kept in columns.items():
-            if column in values:
-                kept.append(values[column])
-    given = {column: kept for column, kept in columns.items() if len(kept) == len(names)}
-    result = chosen.apply(images, given)
-    print("\n".join(lines(names, result, as_json)))
-    failed = sum(error is not None for error in result.errors)
+        else:
+            sound.append((name, picture, values))
+    known = [c for c in chosen.columns if all(c in values for *_, values in sound)]
+    given = {column: [values[column] for *_, values in sound] for column in known}
+    result = chosen.apply([picture for _, picture, _ in sound], given)
+    print("\n".join(lines([name for name, *_ in sound], result, as_json)))
     if not as_json:
         print(summary(chosen, result), file=sys.stderr)
-    return 1 if bad or failed else 0
+    return 1 if bad or any(result.errors) else 0
 
 
 def on_videos(op: VideoOp, paths: list[Path], count: int, as_json: bool) -> int:

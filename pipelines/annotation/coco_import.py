@@ -46,8 +46,7 @@ def import_coco(lake: Lake, file: Path, author: str) -> dict[str, int]:
     frames = frames_of_images(lake, data["images"], strict=False)
     if not frames:
         raise UsageError(f"{file} names no image of the lake, such as {data['images'][0]['file_name']!r}")
-    places = [{"frame_id": f, "asset_id": f.rpartition(":")[0]} for f in frames.values()]
-    sizes = FrameSizes(lake, places)
+    sizes = FrameSizes(lake, [{"frame_id": f, "asset_id": f.rpartition(":")[0]} for f in frames.values()])
     images = {i["id"]: i for i in data["images"]}
     tally: Counter[str] = Counter(annotations=0, images=len(frames))
     tally["unknown_images"] = len(images) - len(frames)
@@ -63,11 +62,8 @@ def import_coco(lake: Lake, file: Path, author: str) -> dict[str, int]:
                 tally["crowds" if said.get("iscrowd") else "empty"] += 1
                 continue
             tally["annotations"] += 1
-            whose = {
-                "frame_id": frame_id,
-                "object_id": f"{file.name}:{said['id']}",
-                "label": names[said["category_id"]],
-            }
+            object_id, label = f"{file.name}:{said['id']}", names[said["category_id"]]
+            whose = {"frame_id": frame_id, "object_id": object_id, "label": label}
             yield whose | shape | {"score": said.get("score")}
 
     try:

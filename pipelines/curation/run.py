@@ -79,8 +79,7 @@ def curate(
         The selection's manifest, with counts by reason, and seconds by step.
 
     Raises:
-        UsageError: Before anything is written: a busy or empty lake, unusable vectors, a seed set of another model, a target
-            too large.
+        UsageError: With nothing written: a busy or empty lake, unusable vectors, another model's seed set, too large a target.
 
     Example:
         >>> curate(Lake.open("lake")).manifest.kept

@@ -107,8 +107,7 @@ def ingest(
         raise UsageError("no source was named: pass directories, files, archives or URLs")
     for source in resolved:
         _refuse_barren(source, options)
-    report = IngestReport()
-    lake = Lake.create(lake_root)
+    report, lake = IngestReport(), Lake.create(lake_root)
     with Lease(lake, f"ingest-{uuid.uuid4().hex[:12]}"):
         number_assets(lake)
         committer = _Committer(lake, report)
