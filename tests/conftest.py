@@ -21,6 +21,8 @@ from tests.hiding import sitecustomize as hiding
 from tests.in_process import InProcess
 from vfm_ops.packages import package_folder
 
+# Two processes of tests share the machine, and start more: with a thread for every core in each, all wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
