@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import cv2
 import numpy as np
 import pytest
@@ -14,6 +19,8 @@ from tests.conftest import default_weights, package_dir
 from vfm_ops.embed import load_embedder
 from vfm_ops.errors import UsageError
 from vfm_ops.world.vocabulary import COLOURS
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_its_recipe_asks_for_every_colour_with_the_models_that_ship():
@@ -50,6 +57,20 @@ def test_its_first_picture_shows_animals_like_the_one_that_was_asked_for(tmp_pat
     scores = vectors @ vectors[names.index(demo.query_of(tmp_path).name)]
     assert len(names) > 40
     assert {names[i] for i in np.argsort(-scores)[1:4]} == {"lion.jpg", "cheetah.jpg", "quokka.jpg"}
+
+
+def test_it_runs_whole_where_nothing_else_is_installed(tmp_path):
+    """As `make demo` on a new machine: the product, the media, and none of the extras that these tests have."""
+    default_weights()
+    for package in demo.MEDIA:
+        package_dir(package)
+    hiding = {"VFM_TESTS_HIDE": "debian,extras", "PYTHONPATH": f"{ROOT / 'tests' / 'hiding'}{os.pathsep}{ROOT}"}
+    command = [sys.executable, "-m", "jobs.cli", "demo", "--out", str(tmp_path / "demo")]
+    done = subprocess.run(command, env=os.environ | hiding, cwd=tmp_path, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "vfm eval says: pip install" in done.stdout
+    for name in ("search.jpg", "text-search.jpg", "detections.jpg", "tracks.mp4"):
+        assert (tmp_path / "demo" / name).stat().st_size > 10_000, name
 
 
 def test_where_a_package_lacks_the_usual_query_another_picture_is_searched_for(tmp_path):
