@@ -9,7 +9,6 @@ from __future__ import annotations
 import shutil
 import sys
 import time
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -91,7 +90,7 @@ def generated_things(out: Path) -> dict[Path, str]:
     _step("overlay", "--lake", str(lake), "--out", str(boxes))
     made = {sheet: f"the frames most like {sentence!r}", boxes: "what was detected by words"}
     if tracks:
-        if find_spec("trackeval"):
+        if package_folder("trackeval"):
             _step("eval", "--lake", str(lake), "--truth", str(corpus / "annotations" / "videos.json"))
         else:
             print("\nHow well they are followed, vfm eval says: pip install 'vfm-pipelines[eval]'")

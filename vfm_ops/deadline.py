@@ -7,7 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from vfm_ops.errors import VfmError
 
@@ -66,15 +66,13 @@ class _Watch(threading.Thread):
     def end(self) -> None:
         """Nothing is raised in the watched thread, which calls this, from here on."""
         if not self.decided.acquire(blocking=False):
-            try:
+            with suppress(DeadlineExceeded):
                 # One that was sent and not seen would come up in whatever runs next. Another takes its place, and is seen here:
                 # taken back instead, it would leave CPython 3.11 looking for it at every call, and under a tracer for ever.
                 self.sent.wait()
                 _raise_in(self.watched)
                 while True:
                     time.sleep(0)
-            except DeadlineExceeded:
-                pass
         self.over.set()
 
 

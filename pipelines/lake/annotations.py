@@ -11,7 +11,7 @@ from __future__ import annotations
 import random
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Protocol, cast
@@ -110,7 +110,7 @@ class Annotated:
             return 0
 
         def removals() -> list[Row]:
-            known = _latest(lake, [one_of("annotation_id", part) for part in in_parts(wanted)])
+            known = latest(lake, [one_of("annotation_id", part) for part in in_parts(wanted)])
             if missing := sorted(i for i in wanted if i not in known or known[i]["removed"]):
                 raise UsageError(f"the lake has no annotation {missing[0]!r}, or it was removed")
             return [_removal(known[i], author, source) for i in sorted(wanted)]
@@ -125,12 +125,6 @@ class Annotated:
         if not rows.num_rows:
             raise UsageError(f"the lake has no annotation {annotation_id!r}")
         return rows.sort_by("version")
-
-
-def last_versions(rows: pa.Table) -> list[Row]:
-    """Of all versions of some annotations, those that count. rows: with `annotation_id`, `version` and `removed`."""
-    last = {row["annotation_id"]: row for row in rows.sort_by("version").to_pylist()}
-    return [row for row in last.values() if not row["removed"]]
 
 
 class CurrentAnnotations:
@@ -244,7 +238,7 @@ def _insert(dataset: Any, rows: pa.Table) -> None:
 def _next_versions(lake: Writable, rows: list[Row], named: list[str], replace: bool) -> list[Row]:
     """Rows with their versions, and the removals that come with them. named: ids that a caller chose."""
     conditions = [one_of("asset_id", part) for part in in_parts({row["asset_id"] for row in rows})]
-    known = _latest(lake, conditions + [one_of("annotation_id", part) for part in in_parts(set(named))])
+    known = latest(lake, conditions + [one_of("annotation_id", part) for part in in_parts(set(named))])
     numbered = []
     for row in rows:
         before = known.get(row["annotation_id"])
@@ -274,11 +268,14 @@ def _removal(before: Row, author: str, source: str) -> Row:
     return kept | {"version": before["version"] + 1, "removed": True, "author": author, "source": source}
 
 
-def _latest(lake: Readable, conditions: list[str]) -> dict[str, Row]:
-    """The last version of each annotation for which one of the conditions holds, removed ones too; without its values."""
+def latest(lake: Readable, conditions: list[str], values: Sequence[str] = ()) -> dict[str, Row]:
+    """The last version of each annotation for which one of the conditions holds, removed ones too; of its values those named.
+
+    conditions: on what never changes of an annotation, its id included.
+    """
     found: dict[str, Row] = {}
     for condition in conditions:
-        for batch in lake.scan(TABLE, [*_STATE, *_KEPT], condition):
+        for batch in lake.scan(TABLE, [*_STATE, *_KEPT, *values], condition):
             for row in batch.to_pylist():
                 if row["version"] >= found.get(row["annotation_id"], row)["version"]:
                     found[row["annotation_id"]] = row

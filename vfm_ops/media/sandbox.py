@@ -27,6 +27,7 @@ _BATCH = 16
 # How long a thread waits for a child that others hold before an extra one is started for it: streams that are read
 # slowly, or never to their end, must not block anyone for good.
 _PATIENCE_S = 30.0
+_CLOSED = "the decoder pool is closed already."
 
 
 class _Child:
@@ -41,7 +42,7 @@ class _Child:
     def process(self) -> DecoderProcess:
         """VfmError once it is closed: a stream that outlives its pool starts none, nor waits for an answer of the old one."""
         if self._closed:
-            raise VfmError("the decoder pool is closed already.")
+            raise VfmError(_CLOSED)
         if self._process is None:
             self._process = DecoderProcess(self._settings)
         return self._process
@@ -134,7 +135,7 @@ class Sandbox:
         me = threading.get_ident()
         with self._changed:
             if self._closed:
-                raise VfmError("the decoder pool is closed already.")
+                raise VfmError(_CLOSED)
             deadline = time.monotonic() + _PATIENCE_S
             # A thread that holds children itself (a stream it reads elsewhere) would wait for nobody but itself.
             while not self._idle and me not in self._owners and (left := deadline - time.monotonic()) > 0:

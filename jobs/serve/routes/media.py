@@ -14,16 +14,14 @@ from starlette.responses import Response, StreamingResponse
 from jobs.serve.context import SNIFFED, Context, mime_of, without_path
 from jobs.serve.problems import Problem
 from jobs.serve.routes.search import file_name
-from pipelines.lake.annotations import last_versions
+from pipelines.lake.annotations import latest
 from pipelines.lake.ledger import of_decoding
 from pipelines.lake.sql import equals
 from vfm_ops.errors import MediaError
 
 CHUNK = 1 << 18
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
-_ANNOTATION_COLUMNS = [
-    *("annotation_id", "version", "removed", "object_id", "kind", "label", "box", "mask", "score", "author", "source"),
-]
+_SAID = ["label", "box", "mask", "score", "author", "source"]  # of an annotation
 _TRACK_COLUMNS = ["track_id", "frame_index", "pts_s", "label", "box", "score", "visible"]
 MOST_TRACK_ROWS = 200_000
 
@@ -157,7 +155,7 @@ def _details(context: Context, frame_id: str) -> dict[str, Any]:
     passing = f"{equals('asset_id', row['asset_id'])} AND {equals('frame_index', row['frame_index'])}"
     tracks = context.lake.read("tracks", ["track_id", "label", "box", "mask", "score", "visible"], filter=passing)
     said = f"{equals('asset_id', row['asset_id'])} AND ({equals('frame_index', row['frame_index'])} OR frame_index IS NULL)"
-    annotations = last_versions(context.lake.read("annotations", _ANNOTATION_COLUMNS, filter=said))
+    annotations = [a for a in latest(context.lake, [said], _SAID).values() if not a["removed"]]
     return {
         **row,
         "media_type": owner["media_type"],
@@ -166,7 +164,9 @@ def _details(context: Context, frame_id: str) -> dict[str, Any]:
         "label": owner["label"],
         "detections": sorted(detections, key=lambda d: -(d["score"] or 0)),
         "tracks": tracks.to_pylist(),
-        "annotations": [{k: v for k, v in row.items() if k != "removed"} for row in annotations],
+        "annotations": [
+            {k: a[k] for k in ("annotation_id", "version", "object_id", "kind", *_SAID)} for a in annotations
+        ],
     }
 
 

@@ -18,7 +18,7 @@ from pipelines.lake.schema import SCHEMAS
 from vfm_ops.embed.columns import is_model_column
 
 T = TypeVar("T")
-COUNTED = ("assets", "shots", "frames", "detections", "tracks", "quarantine", "selections")
+COUNTED = ("assets", "shots", "frames", "detections", "tracks", "quarantine", "selections", "annotations")
 
 
 def routes(context: Context) -> APIRouter:
@@ -106,8 +106,7 @@ def _overview(context: Context) -> dict[str, Any]:
     assets = [n for n in SCHEMAS["assets"].names if n not in ("uri", "container", "offset", "length")]
     frames_table = context.lake.dataset("frames")
     return {
-        "tables": {table: context.lake.count(table) for table in COUNTED}
-        | {"annotations": len(context.lake.annotations)},
+        "tables": {table: len(getattr(context.lake, table)) for table in COUNTED},
         "version": 0 if frames_table is None else frames_table.version,
         "filters": {"frames": frames, "assets": assets},
         "writable": context.settings.selections,
