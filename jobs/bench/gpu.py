@@ -70,18 +70,18 @@ def usable(device: str) -> str:
 def run_apart(part: str, request: dict[str, Any]) -> Iterator[Row]:
     """`run_part` in a process of its own, which is ended once its time is over."""
     limit = request["ends"] - time.time() + GRACE_S
-    with tempfile.TemporaryFile("w+") as errors:
+    # The request is a file: a pipe breaks where the process is ended before it has read it.
+    with tempfile.TemporaryFile("w+") as asked, tempfile.TemporaryFile("w+") as errors:
+        json.dump(request, asked)
+        asked.seek(0)
         command = [sys.executable, "-m", "jobs.bench.gpu", part]
         child = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, start_new_session=True
+            command, stdin=asked, stdout=subprocess.PIPE, stderr=errors, text=True, start_new_session=True
         )
         timer = threading.Timer(limit, os.killpg, (child.pid, signal.SIGKILL))
         timer.start()
         try:
-            assert child.stdin is not None
             assert child.stdout is not None
-            child.stdin.write(json.dumps(request))
-            child.stdin.close()
             for line in child.stdout:
                 if line.startswith(MARK):
                     yield json.loads(line.removeprefix(MARK))
