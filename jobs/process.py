@@ -10,7 +10,7 @@ import typer
 from jobs.cli import run
 from jobs.progress import RunProgress
 from pipelines.lake import Lake
-from pipelines.process.recipe import load_recipe
+from pipelines.process.recipe import Recipe, load_recipe
 
 LakeOption = Annotated[str, typer.Option(help="Directory or object-store prefix of the lake.")]
 RecipeOption = Annotated[str | None, typer.Option(help="YAML file; without it, the documented default recipe.")]
@@ -29,19 +29,16 @@ def command(
     metrics_file: MetricsOption = None,
 ) -> int:
     """Decodes, samples, embeds, detects and tracks every pending asset. Resumes where an earlier run stopped."""
-    return run_process(lake, recipe, set_ or [], as_json, retry=False, metrics_file=metrics_file)
+    plan = load_recipe(recipe, set_ or [])
+    return run_process(Lake.open(lake), plan, as_json, metrics_file)
 
 
-def run_process(
-    lake: str, recipe: str | None, overrides: list[str], as_json: bool, retry: bool, metrics_file: str | None = None
-) -> int:
+def run_process(lake: Lake, recipe: Recipe, as_json: bool, metrics_file: str | None, retry: bool | str = False) -> int:
     """Shared by `process` and `retry`. Returns 1 when something was quarantined, else 0."""
-    plan = load_recipe(recipe, overrides)
-    target = Lake.open(lake)
     from pipelines.process import process  # Ray is imported only for a command that is right
 
     with RunProgress("retry" if retry else "process") as progress:
-        summary = process(target, plan, retry=retry, progress=progress, metrics_file=metrics_file)
+        summary = process(lake, recipe, retry=retry, progress=progress, metrics_file=metrics_file)
     return progress.finish(summary, as_json)
 
 

@@ -8,7 +8,13 @@ from typing import Annotated
 import typer
 
 from jobs.cli import run
-from jobs.process import JsonOption, LakeOption, MetricsOption, RecipeOption, SetOption, run_process
+from jobs.process import JsonOption, LakeOption, MetricsOption, SetOption, run_process
+from pipelines.lake import Lake
+from pipelines.process.recipe import load_recipe
+
+RecipeOption = Annotated[
+    str | None, typer.Option(help="YAML file; without it, the recipe of the last run over the lake.")
+]
 
 
 def command(
@@ -20,14 +26,8 @@ def command(
     metrics_file: MetricsOption = None,
 ) -> int:
     """Runs what is in quarantine under this recipe again; what succeeds leaves it."""
-    if op is None:
-        return run_process(lake, recipe, set_ or [], as_json, retry=True, metrics_file=metrics_file)
-    from pipelines.lake import Lake
-    from pipelines.process.backfill import forget_errors
-
-    count = forget_errors(Lake.open(lake), op)
-    print(f"{count} frames of op {op} are tried again", file=sys.stderr)
-    return run_process(lake, recipe, set_ or [], as_json, retry=False, metrics_file=metrics_file)
+    target = Lake.open(lake)
+    return run_process(target, load_recipe(recipe, set_ or [], target), as_json, metrics_file, retry=op or True)
 
 
 if __name__ == "__main__":

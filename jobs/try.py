@@ -45,6 +45,8 @@ def command(
 
     if bool(pictures) == bool(lake):
         raise UsageError("name image files, or a lake with --lake: one of the two")
+    if pictures and where:
+        raise UsageError("--where chooses among the frames of a lake: name one with --lake instead of image files")
     chosen = load_op({op: settings(set_ or [])})
     if isinstance(chosen, VideoOp):
         if not pictures:
@@ -62,7 +64,8 @@ def command(
     known = [c for c in chosen.columns if all(c in values for *_, values in sound)]
     given = {column: [values[column] for *_, values in sound] for column in known}
     result = chosen.apply([picture for _, picture, _ in sound], given)
-    print("\n".join(lines([name for name, *_ in sound], result, as_json)))
+    for text in lines([name for name, *_ in sound], result, as_json):
+        print(text)
     if not as_json:
         print(summary(chosen, result), file=sys.stderr)
     return 1 if bad or any(result.errors) else 0

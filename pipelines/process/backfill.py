@@ -113,14 +113,11 @@ def drop_columns(lake: Lake, op: str | None = None, model: str | None = None) ->
     return names
 
 
-def forget_errors(lake: Lake, op: str) -> int:
-    """Makes the frames that an op failed on pending again for it. Returns how many. UsageError where it filled no column."""
-    with Lease(lake, new_run_id()):
-        stored = op_keys(lake).get(op)
-        if stored is None:
-            return forget_errors_in(lake, columns_of(lake, op))
+def forget_errors(lake: Lake, op: str) -> None:
+    """Makes the frames that an op failed on pending again for it. The caller holds the lease."""
+    if (stored := op_keys(lake).get(op)) is not None:
         lake.delete("coverage", "key", [stored["key"]])
-        return forget_errors_in(lake, stored["columns"] or [])
+        forget_errors_in(lake, stored["columns"] or [])
 
 
 def columns_of(lake: Lake, op: str | None = None, model: str | None = None) -> list[str]:

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -16,6 +16,9 @@ from pipelines.settings import parse_override, put_override, read_settings, vali
 from vfm_ops.errors import UsageError, VfmError
 from vfm_ops.media.limits import Limits
 from vfm_ops.op_registry import find_op, known_ops, parse_entry
+
+if TYPE_CHECKING:
+    from pipelines.lake import Lake
 
 DEFAULT_OPS = ("quality", "phash")
 
@@ -240,15 +243,27 @@ def _with_prompts(ops: list[Any]) -> list[Any]:
     return ops
 
 
-def load_recipe(path: str | None, overrides: Sequence[str] = ()) -> Recipe:
-    """Reads a recipe file (None: the default recipe), applies `key.sub=value` overrides. UsageError with the key at fault."""
-    data = read_settings(Path(path), "recipe") if path else default_recipe()
+def load_recipe(path: str | None, overrides: Sequence[str] = (), lake: Lake | None = None) -> Recipe:
+    """Reads a recipe file, applies `key.sub=value` overrides. UsageError with the key at fault.
+
+    path: None for the recipe of the last run over `lake`, or the default recipe where there is none.
+    """
+    last = None if path or lake is None else _last_recipe(lake)
+    data = read_settings(Path(path), "recipe") if path else last or default_recipe()
     for text in overrides:
         keys, value = parse_override(text, "sampling.fps=2")
         if len(keys) > 1 and keys[0] not in Recipe.model_fields and keys[0] not in data and keys[0] in known_ops():
             data[keys[0]] = _settings_of(data.get("ops", DEFAULT_OPS), keys[0])
         put_override(data, text, keys, value)
-    return validate(Recipe, data, path or "the default recipe")
+    return validate(Recipe, data, path or ("the recipe of the last run" if last else "the default recipe"))
+
+
+def _last_recipe(lake: Lake) -> dict[str, Any] | None:
+    """What the newest run over a lake has written down of its recipe."""
+    runs = lake.read("runs", ["started_at", "recipe_yaml"], "command = 'process' AND recipe_yaml IS NOT NULL")
+    if not runs.num_rows:
+        return None
+    return dict(yaml.safe_load(runs.sort_by("started_at")["recipe_yaml"][-1].as_py()))
 
 
 def _settings_of(ops: Sequence[Any], name: str) -> dict[str, Any]:

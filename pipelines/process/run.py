@@ -24,7 +24,7 @@ from pipelines.lake import SCHEMAS, Lake, Lease, StoreError, Work, new_run_id, s
 from pipelines.lake.coverage import FOLD_SURPLUS, assets_in, covered, fold_coverage
 from pipelines.lake.schema import facts_of
 from pipelines.lake.sql import equals, literal
-from pipelines.process.backfill import fill_values
+from pipelines.process.backfill import fill_values, forget_errors
 from pipelines.process.commit import Committer, Progress
 from pipelines.process.failures import Failures, give_up
 from pipelines.process.filters import apply_filter, apply_sampling, reconsider, settle_moves
@@ -37,7 +37,7 @@ from pipelines.process.plan import assets_left, second_units, segments
 from pipelines.process.recipe import Recipe
 from pipelines.process.units import cut_units
 from pipelines.progress import State, callback, shows_progress
-from vfm_ops.errors import VfmError
+from vfm_ops.errors import UsageError, VfmError
 
 Report = Callable[[Committer | Progress, int], None]
 
@@ -83,13 +83,13 @@ def process(
     lake: Lake,
     recipe: Recipe,
     *,
-    retry: bool = False,
+    retry: bool | str = False,
     progress: Report | bool | None = None,
     metrics_file: str | Path | None = None,
 ) -> RunSummary:
-    """Settles every pending asset of a lake under a recipe (with `retry`, the quarantined ones instead), and computes what any
-    of its ops lacks.
+    """Settles every pending asset of a lake under a recipe, and computes what any of its ops lacks.
 
+    retry: True for the quarantined assets instead of the pending ones; the name of an op for the frames that it failed on, too.
     progress: see `pipelines.progress`; a callback gets the committer and the number of assets. metrics_file: see
     `pipelines.process.metrics`.
 
@@ -100,9 +100,11 @@ def process(
         return _process(lake, recipe, retry, callback(progress))
 
 
-def _process(lake: Lake, recipe: Recipe, retry: bool, progress: Report | None) -> RunSummary:
+def _process(lake: Lake, recipe: Recipe, retry: bool | str, progress: Report | None) -> RunSummary:
     started, run_id = time.time(), new_run_id()
     planned = plan_ops(recipe, lake.schema("frames"))
+    if isinstance(retry, str) and retry not in (titles := [one.title for one in planned]):
+        raise UsageError(f"the recipe has no op {retry}; its ops are {', '.join(titles) or 'none'}")
     lake.check_space()
     with Lease(lake, run_id) as lease:
         for table in SCHEMAS:
@@ -113,7 +115,9 @@ def _process(lake: Lake, recipe: Recipe, retry: bool, progress: Report | None) -
             settle_moves(lake)
             lease.whole = True
         prepare(lake, planned)
-        run = _Run(lake, recipe, planned, run_id, retry, progress)
+        if isinstance(retry, str):
+            forget_errors(lake, retry)
+        run = _Run(lake, recipe, planned, run_id, retry is True, progress)
         summary = run.all(unsettled)
         fold_coverage(lake, run_id, FOLD_SURPLUS)
         summary.seconds = time.time() - started

@@ -108,10 +108,14 @@ def test_what_an_op_fails_on_is_said_and_tried_again_on_request(lake, tmp_path, 
     assert calls(tmp_path) == seen, "what failed is not tried again by itself"
     assert verify_lake(lake).violations == []
     monkeypatch.delenv("FAILS")
-    options = ["--set", "ops=['counted_ops:shade']", "--set", "embed=[]", "--set", "shots.detector=none"]
-    assert main(["retry", "--lake", lake.root, "--op", "shade", *options]) in (0, 1)
+    assert main(["retry", "--lake", lake.root, "--op", "lighter"]) == 2
+    assert capsys.readouterr().err == "error: the recipe has no op lighter; its ops are shade\n"
+    assert main(["retry", "--lake", lake.root, "--op", "shade"]) == 0
+    assert capsys.readouterr().out.startswith("no asset is pending; models and ops gave 6 values"), "by the last recipe"
     assert lake.count("frames", "shade IS NULL") == 0
     assert lake.count("frames", "error IS NOT NULL") == 0
+    assert main(["retry", "--lake", lake.root, "--recipe", str(tmp_path / "none.yaml")]) == 2
+    assert "none.yaml" in capsys.readouterr().err
 
 
 def test_another_version_is_computed_anew_and_what_is_dropped_is_gone(lake, tmp_path, monkeypatch, capsys):
@@ -172,6 +176,16 @@ def test_what_the_page_shows_works(lake, photographs, capsys):
     assert verify_lake(lake).violations == []
 
 
+def test_try_prints_a_line_for_each_sound_picture_alone(photographs, tmp_path, capsys):
+    (tmp_path / "broken.jpg").write_bytes(b"no picture")
+    assert main(["try", "--op", "quality", str(tmp_path / "broken.jpg")]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert f"error: {tmp_path}/broken.jpg" in err
+    assert main(["try", "--op", "quality", str(tmp_path / "broken.jpg"), str(photographs[0])]) == 1
+    assert len(capsys.readouterr().out.splitlines()) == 1
+
+
 def test_try_shows_rows_of_a_table(lake, capsys):
     assert main(["try", "--op", "my_tables:bands", "--lake", lake.root, "-n", "3", "--json"]) == 0
     assert all('"rows": [' in line for line in capsys.readouterr().out.splitlines())
@@ -206,11 +220,18 @@ def test_a_video_at_which_an_op_raises_is_named_by_try(lake, bikes, tmp_path, ca
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--op", "quality"], ["--op", "quality", "a.jpg", "--lake", "b"], ["--op", "quality", "/none.jpg"]]
+    "arguments",
+    [
+        ["--op", "quality"],
+        ["--op", "quality", "a.jpg", "--lake", "b"],
+        ["--op", "quality", "/none.jpg"],
+        ["--op", "quality", "a.jpg", "--where", "width > 1"],
+    ],
 )
 def test_try_says_what_it_wants(arguments, capsys):
     assert main(["try", *arguments]) == 2
-    assert capsys.readouterr().err.startswith("error: ")
+    out, err = capsys.readouterr()
+    assert (out, err[:7]) == ("", "error: ")
 
 
 @op(adds={"mean": pa.float32()}, needs=View(16))
