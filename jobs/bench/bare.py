@@ -17,7 +17,6 @@ from typing import TypeVar
 
 import numpy as np
 
-from pipelines.process.recipe import default_model
 from vfm_ops.embed import Embedder, describe_embedder, load_embedder
 from vfm_ops.media.decode.choose import open_decoder
 from vfm_ops.media.frame import DecodeSettings, image_frame
@@ -27,6 +26,7 @@ from vfm_ops.media.probe import probe_video
 from vfm_ops.media.sampling import sample_fps
 from vfm_ops.media.source import MediaSource
 from vfm_ops.media.view import View
+from vfm_ops.models.shipped import DEFAULT_EMBEDDER
 from vfm_ops.scheduling import use_batch_scheduling
 
 T = TypeVar("T")
@@ -35,16 +35,16 @@ T = TypeVar("T")
 def load_default(runtime: str, threads: int) -> Embedder:
     """The default model, on the fastest runtime (`auto`) or in float32 (`torch`), on so many threads."""
     if runtime != "torch":
-        return load_embedder(default_model(), threads=threads)
+        return load_embedder(DEFAULT_EMBEDDER, threads=threads)
     import torch
 
     torch.set_num_threads(threads)
-    return load_embedder(default_model(), runtime="torch", precision="exact", threads=threads)
+    return load_embedder(DEFAULT_EMBEDDER, runtime="torch", precision="exact", threads=threads)
 
 
 def load_view() -> View:
     """What the default model sees."""
-    return describe_embedder(default_model()).view
+    return describe_embedder(DEFAULT_EMBEDDER).view
 
 
 def image_batches(paths: list[Path], view: View, threads: int, batch: int) -> Iterator[np.ndarray]:

@@ -192,8 +192,9 @@ def planted_duplicates(
 
 
 def _default_embed(pictures: list[np.ndarray]) -> np.ndarray:
-    from vfm_ops.embed.embedder import default_embedder_spec, load_embedder
+    from vfm_ops.embed.embedder import load_embedder
+    from vfm_ops.models.shipped import DEFAULT_EMBEDDER
 
-    embedder = load_embedder(default_embedder_spec())
+    embedder = load_embedder(DEFAULT_EMBEDDER)
     batches = [np.stack([embedder.view.apply(p) for p in pictures[i : i + 32]]) for i in range(0, len(pictures), 32)]
     return np.concatenate([embedder.embed_images(batch) for batch in batches])

@@ -113,9 +113,10 @@ def _read(split: str) -> tuple[np.ndarray, np.ndarray]:
 
 def _features(images: np.ndarray) -> np.ndarray:
     """Unit vectors of the offline default embedder, float32 (N, D)."""
-    from vfm_ops.embed.embedder import default_embedder_spec, load_embedder
+    from vfm_ops.embed.embedder import load_embedder
+    from vfm_ops.models.shipped import DEFAULT_EMBEDDER
 
-    embedder = load_embedder(default_embedder_spec())
+    embedder = load_embedder(DEFAULT_EMBEDDER)
     parts = []
     for low in range(0, len(images), 32):
         views = [embedder.view.apply(cv2.cvtColor(i, cv2.COLOR_GRAY2RGB)) for i in images[low : low + 32]]

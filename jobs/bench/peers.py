@@ -20,8 +20,8 @@ from typing import Any
 
 from jobs.bench.media import write_jpegs
 from jobs.bench.process import EMBED_ONLY
-from pipelines.process.recipe import default_model
 from vfm_ops.models.cache import cache_root
+from vfm_ops.models.shipped import DEFAULT_EMBEDDER
 from vfm_ops.processes import python_path
 
 ROUNDS, LIMIT_S = 3, 1800
@@ -79,7 +79,7 @@ def packages(name: str) -> Path | None:
 
 def ours(images: Path, lake: Path, runtime: str) -> float:
     """Seconds of `vfm ingest` and `vfm process`."""
-    settings: dict[str, Any] = {"model": default_model()}
+    settings: dict[str, Any] = {"model": DEFAULT_EMBEDDER}
     if runtime == "torch":
         settings |= {"runtime": "torch", "precision": "exact"}
     embed = ", ".join(f'{key}: "{value}"' for key, value in settings.items())

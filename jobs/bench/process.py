@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from jobs.bench.media import read_frames, real_clips, repeat_clip, write_clip, write_clips, write_jpegs
 from pipelines.lake import SCHEMAS, Lake, with_nulls
-from pipelines.process.recipe import default_model
+from vfm_ops.models.shipped import DEFAULT_EMBEDDER
 
 EMBED_ONLY = tuple(w for key in ("quality.measure=false", "phash=false", "shots.detector=none") for w in ("--set", key))
 # (threads, batch) of the bare loop: the best of these is the floor.
@@ -144,7 +144,7 @@ def _long_video(root: Path, minutes: int) -> dict[str, Any]:
 
 def bare(kind: str, corpus: Path, threads: int, batch: int) -> float:
     """Rate of the bare loop in a process of its own, frames/s."""
-    command = [sys.executable, "-m", "jobs.bench.bare", kind, str(corpus), default_model(), str(threads), str(batch)]
+    command = [sys.executable, "-m", "jobs.bench.bare", kind, str(corpus), DEFAULT_EMBEDDER, str(threads), str(batch)]
     return float(_json(command)["rate"])
 
 

@@ -31,9 +31,9 @@ from jobs.bench.serve_load import Load, ask, embed_requests, post, request, run_
 from jobs.serve.client import Client
 from pipelines.lake import Lake, embedding_field, with_nulls
 from pipelines.lake.maintenance import maintain
-from pipelines.process.recipe import default_model
 from vfm_ops.errors import VfmError
 from vfm_ops.media.encode import write_video
+from vfm_ops.models.shipped import DEFAULT_EMBEDDER
 
 CLIENTS = 32
 DIM = 256
@@ -122,7 +122,7 @@ def free_port() -> int:
 
 
 def _speed(root: Path, lake: Lake, vectors: np.ndarray, images: list[bytes], quick: bool) -> list[dict[str, Any]]:
-    light, heavy = default_model(), vit_b32(root / "vit-b32")
+    light, heavy = DEFAULT_EMBEDDER, vit_b32(root / "vit-b32")
     floors = {spec: bare(spec, images, 1 if quick else 4) for spec in (light, heavy)}
     seconds = 5.0 if quick else 20.0
     models = ("--embed", light, "--embed", heavy, "--segment", sam2_tiny(root / "sam2-tiny"))
@@ -246,7 +246,7 @@ def _clicks(server: Server, images: list[bytes], rounds: int) -> dict[str, Any]:
 
 
 def _robustness(root: Path, lake: Lake, images: list[bytes], quick: bool) -> list[dict[str, Any]]:
-    spec, sam2 = default_model(), sam2_small(root / "sam2-small")
+    spec, sam2 = DEFAULT_EMBEDDER, sam2_small(root / "sam2-small")
     limits = ("--set", "limits.sessions=1000", "--set", f"limits.session_s={SESSION_S}")
     models = ("--embed", spec, "--segment", sam2, "--track", sam2)
     with serving("jobs.serve", "--lake", lake.root, *models, *limits) as server:
@@ -271,7 +271,7 @@ def _killed(server: Server, spec: str, images: list[bytes], seconds: float) -> d
 
 def _redeploy(lake: Lake, images: list[bytes], seconds: float) -> list[dict[str, Any]]:
     """All deployments replaced by a new version, a third into the load; behind Ray's proxy, as on a cluster."""
-    spec = default_model()
+    spec = DEFAULT_EMBEDDER
     with serving("jobs.bench.serve_cluster", "--lake", lake.root, "--embed", spec) as server:
         requests = embed_requests(images, spec, 1, server.port)
         expected = [a.body for a in ask(server.port, requests)]

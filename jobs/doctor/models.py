@@ -11,13 +11,13 @@ from pipelines.lake import Lake
 from pipelines.lake.health import Finding
 from pipelines.lake.keys import op_keys
 from pipelines.lake.schema import facts_of
-from pipelines.process.recipe import default_model
 from vfm_ops.embed import remembered_choice
 from vfm_ops.errors import VfmError
 from vfm_ops.models.checkpoint import remembered_digest
 from vfm_ops.models.device import resolve_device
 from vfm_ops.models.openvino_runtime import native_precisions
 from vfm_ops.models.resolve import find_checkpoint
+from vfm_ops.models.shipped import DEFAULT_EMBEDDER
 from vfm_ops.op_registry import known_ops, load_op
 
 
@@ -31,7 +31,7 @@ def examine_models(lake: Lake | None) -> list[Finding]:
 
 def default_finding() -> Finding:
     """Whether the default model's weights are here, and which runtime would be chosen."""
-    spec = default_model()
+    spec = DEFAULT_EMBEDDER
     try:
         find_checkpoint(spec, "embed")
         chosen = remembered_choice(spec)

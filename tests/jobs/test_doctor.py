@@ -231,7 +231,7 @@ def test_the_default_models_weights_and_runtime_are_told(tmp_path, monkeypatch):
 
 
 def test_weights_that_are_missing_are_named_with_what_to_do(monkeypatch):
-    monkeypatch.setattr("jobs.doctor.models.default_model", lambda: "timm:/no/such/folder")
+    monkeypatch.setattr("jobs.doctor.models.DEFAULT_EMBEDDER", "timm:/no/such/folder")
     found = default_finding()
     assert not found.fine
     assert "/no/such/folder" in found.advice

@@ -3,7 +3,6 @@
 from vfm_ops.embed.embedder import (
     Embedder,
     EmbedderDescription,
-    default_embedder_spec,
     describe_embedder,
     load_embedder,
     remembered_choice,
@@ -12,7 +11,6 @@ from vfm_ops.embed.embedder import (
 __all__ = [
     "Embedder",
     "EmbedderDescription",
-    "default_embedder_spec",
     "describe_embedder",
     "load_embedder",
     "remembered_choice",

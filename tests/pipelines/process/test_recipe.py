@@ -8,12 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.process.recipe import Recipe, default_model, load_recipe
+from pipelines.process.recipe import Recipe, load_recipe
 from pipelines.process.units import cut_units
 from pipelines.settings import validate
 from vfm_ops.errors import UsageError
 from vfm_ops.media.limits import Limits
 from vfm_ops.media.quality import frame_quality, quality_gray
+from vfm_ops.models.shipped import DEFAULT_EMBEDDER
 from vfm_ops.ops.quality import Quality
 
 
@@ -102,7 +103,7 @@ def test_a_key_that_is_an_ops_name_is_short_for_that_op(data, ops):
     [
         (["embed=[]"], ["quality", "phash"]),
         (["detect.prompts=a .", "embed=[]"], ["quality", "phash", {"detect": {"prompts": "a ."}}]),
-        (["embed.dtype=float32"], ["quality", "phash", {"embed": {"model": default_model(), "dtype": "float32"}}]),
+        (["embed.dtype=float32"], ["quality", "phash", {"embed": {"model": DEFAULT_EMBEDDER, "dtype": "float32"}}]),
         (["quality.min_contrast=0.1", "embed=[]"], [{"quality": {"min_contrast": 0.1}}, "phash"]),
         (["ops=[phash]"], ["phash"]),
     ],

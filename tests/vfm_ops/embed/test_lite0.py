@@ -11,8 +11,9 @@ import pytest
 
 from tests.conftest import default_weights
 from tests.vfm_ops.embed.conftest import normalised_pixels, unit
-from vfm_ops.embed import default_embedder_spec, describe_embedder, load_embedder
+from vfm_ops.embed import describe_embedder, load_embedder
 from vfm_ops.embed.families.timm import lite0_package
+from vfm_ops.models.shipped import DEFAULT_EMBEDDER
 
 HALF = [0.5, 0.5, 0.5]
 
@@ -58,7 +59,7 @@ def original():
 def test_real_photographs_get_timms_features_and_sensible_classes(original, photos, photographs):
     import torch
 
-    embedder = load_embedder(default_embedder_spec(), device="cpu", precision="exact", preprocess="exact")
+    embedder = load_embedder(DEFAULT_EMBEDDER, device="cpu", precision="exact", preprocess="exact")
     views = np.stack([embedder.view.apply(p) for p in photos])
     x = normalised_pixels(views, HALF, HALF)
     with torch.no_grad():
@@ -72,8 +73,8 @@ def test_real_photographs_get_timms_features_and_sensible_classes(original, phot
 
 
 def test_auto_precision_is_faithful_on_photographs_and_independent_of_the_batch(photos):
-    auto = load_embedder(default_embedder_spec(), device="cpu")
-    exact = load_embedder(default_embedder_spec(), device="cpu", precision="exact")
+    auto = load_embedder(DEFAULT_EMBEDDER, device="cpu")
+    exact = load_embedder(DEFAULT_EMBEDDER, device="cpu", precision="exact")
     views = np.stack([auto.view.apply(p) for p in photos])
     together = auto.embed_images(views)
     alone = np.concatenate([auto.embed_images(v[None]) for v in views])
@@ -84,8 +85,8 @@ def test_auto_precision_is_faithful_on_photographs_and_independent_of_the_batch(
 
 
 def test_fast_and_exact_preprocessing_agree_on_photographs(photos):
-    fast = load_embedder(default_embedder_spec(), device="cpu", precision="exact")
-    exact = load_embedder(default_embedder_spec(), device="cpu", precision="exact", preprocess="exact")
+    fast = load_embedder(DEFAULT_EMBEDDER, device="cpu", precision="exact")
+    exact = load_embedder(DEFAULT_EMBEDDER, device="cpu", precision="exact", preprocess="exact")
     a = fast.embed_images(np.stack([fast.view.apply(p) for p in photos]))
     b = exact.embed_images(np.stack([exact.view.apply(p) for p in photos]))
     cosine = (a * b).sum(1)
@@ -107,7 +108,7 @@ print([m for m in ("torch", "timm", "transformers", "huggingface_hub") if m in s
 
 
 def test_warm_process_serves_without_importing_torch():
-    described = describe_embedder(default_embedder_spec(), device="cpu", precision="exact")
+    described = describe_embedder(DEFAULT_EMBEDDER, device="cpu", precision="exact")
     assert (described.dim, described.has_text, described.runtime) == (1280, False, "openvino")
     done = subprocess.run([sys.executable, "-c", WARM], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
@@ -115,11 +116,11 @@ def test_warm_process_serves_without_importing_torch():
 
 @pytest.mark.parametrize("shape", [(224, 224, 3), (2, 224, 200, 3), (2, 3, 224, 224)])
 def test_frames_of_another_shape_are_refused(shape):
-    embedder = load_embedder(default_embedder_spec(), device="cpu", precision="exact")
+    embedder = load_embedder(DEFAULT_EMBEDDER, device="cpu", precision="exact")
     with pytest.raises(ValueError, match="takes uint8"):
         embedder.embed_images(np.zeros(shape, np.uint8))
 
 
 def test_no_frames_give_no_vectors():
-    embedder = load_embedder(default_embedder_spec(), device="cpu", precision="exact")
+    embedder = load_embedder(DEFAULT_EMBEDDER, device="cpu", precision="exact")
     assert embedder.embed_images([]).shape == (0, 1280)
