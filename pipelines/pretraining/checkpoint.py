@@ -9,6 +9,7 @@ position in the data, and random numbers are drawn anew from (seed, step, rank),
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -118,6 +119,7 @@ def write_checkpoint(state: dict[str, Any], history: History) -> Path:
         torch.save(state, folder / "state.pt")
         history.save(folder / "history.json")
     except (OSError, RuntimeError) as error:  # torch reports a failed write of its zip stream as RuntimeError
+        shutil.rmtree(folder, ignore_errors=True)  # what is there of it holds the space that is lacking
         raise VfmError(
             f"can't write a checkpoint of step {state['step']} to {folder}: {error}; the one before it is kept: free "
             "space, and give the same command again"
