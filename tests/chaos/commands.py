@@ -25,7 +25,15 @@ PRELOAD = [
     "jobs.curate",
     "jobs.index",
     "jobs.retry",
+    "pipelines.curation.run",
     "pipelines.process.run",
+    "timm",
+    "transformers.models.owlvit.modeling_owlvit",
+    "transformers.models.owlvit.processing_owlvit",
+    "transformers.models.sam2_video.modeling_sam2_video",
+    "vfm_ops.ops.detect",
+    "vfm_ops.ops.embed",
+    "vfm_ops.ops.track",
 ]
 NINE_DAYS = 9 * 24 * 3600
 
