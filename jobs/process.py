@@ -11,6 +11,7 @@ from jobs.cli import run
 from jobs.progress import RunProgress
 from pipelines.lake import Lake
 from pipelines.process.recipe import Recipe, load_recipe
+from vfm_ops.allocator import share_one_heap
 
 LakeOption = Annotated[str, typer.Option(help="Directory or object-store prefix of the lake.")]
 RecipeOption = Annotated[str | None, typer.Option(help="YAML file; without it, the documented default recipe.")]
@@ -37,6 +38,7 @@ def run_process(lake: Lake, recipe: Recipe, as_json: bool, metrics_file: str | N
     """Shared by `process` and `retry`. Returns 1 when something was quarantined, else 0."""
     from pipelines.process import process  # Ray is imported only for a command that is right
 
+    share_one_heap()  # this process plans and commits: what its scans free, the next one takes
     with RunProgress("retry" if retry else "process") as progress:
         summary = process(lake, recipe, retry=retry, progress=progress, metrics_file=metrics_file)
     return progress.finish(summary, as_json)
