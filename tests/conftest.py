@@ -28,7 +28,7 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 # Every process of this session inherits it, whoever its parent is by the end: how `pytest_sessionfinish` finds them.
 SESSION = os.environ["VFM_TEST_SESSION"] = uuid.uuid4().hex
-GRACE_S = float(os.environ.get("VFM_TESTS_GRACE_S", "15"))  # Ray's processes need a moment to end
+GRACE_S = float(os.environ.get("VFM_TESTS_GRACE_S", "60"))  # Ray's processes need a moment to end
 
 # A machine that is slow, or busy, is no fault of the code. The cases of `make test` are the same everywhere, as Hypothesis has
 # it where CI is set; those of `make chaos` are others each time.

@@ -51,7 +51,7 @@ from pipelines.process.metrics import (
     metrics_of_run,
     restarted,
 )
-from pipelines.process.ops import PlannedOp, drop_op, forget_errors_in, forget_values, plan_ops, prepare
+from pipelines.process.ops import PlannedOp, drop_op, forget_values, plan_ops, prepare
 from pipelines.process.recipe import Recipe, Resources
 from pipelines.process.stages import OpStage, views_of
 from pipelines.process.write import UnitError, op_rows
@@ -111,13 +111,6 @@ def drop_columns(lake: Lake, op: str | None = None, model: str | None = None) ->
                 drop_op(lake, stored[name])
         forget_values(lake, str(op or model), names)
     return names
-
-
-def forget_errors(lake: Lake, op: str) -> None:
-    """Makes the frames that an op failed on pending again for it. The caller holds the lease."""
-    if (stored := op_keys(lake).get(op)) is not None:
-        lake.delete("coverage", "key", [stored["key"]])
-        forget_errors_in(lake, stored["columns"] or [])
 
 
 def columns_of(lake: Lake, op: str | None = None, model: str | None = None) -> list[str]:

@@ -264,16 +264,22 @@ def forget_values(lake: Lake, title: str, columns: list[str]) -> None:
 
         if names and lake.dataset(table) is not None:
             lake.change(table, f"drop columns of op {title} of", drop, landed)
-    forget_errors_in(lake, columns)
+    _forget_errors_in(lake, columns)
 
 
-def forget_errors_in(lake: Lake, columns: list[str]) -> int:
+def forget_errors(lake: Lake, planned: PlannedOp) -> None:
+    """Makes the frames that an op failed on pending again for it."""
+    lake.delete("coverage", "key", [planned.key])
+    _forget_errors_in(lake, [field.name for field in planned.fields])
+
+
+def _forget_errors_in(lake: Lake, columns: list[str]) -> None:
     """Makes frames that have no value of these columns, for a reason, pending again. Other columns' reasons in the same rows
     go, too: they are found again."""
     if not columns or ERROR.name not in lake.schema("frames").names:
-        return 0
+        return
     told = " OR ".join(f"contains({ERROR.name}, {literal(json.dumps(name))})" for name in columns)
-    return lake.update("frames", {ERROR.name: "NULL"}, told)
+    lake.update("frames", {ERROR.name: "NULL"}, told)
 
 
 def coverage_keys(planned: Iterable[PlannedOp]) -> dict[str, str]:

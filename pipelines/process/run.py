@@ -24,7 +24,7 @@ from pipelines.lake import SCHEMAS, Lake, Lease, StoreError, Work, new_run_id, s
 from pipelines.lake.coverage import FOLD_SURPLUS, assets_in, covered, fold_coverage
 from pipelines.lake.schema import facts_of
 from pipelines.lake.sql import equals, literal
-from pipelines.process.backfill import fill_values, forget_errors
+from pipelines.process.backfill import fill_values
 from pipelines.process.commit import Committer, Progress
 from pipelines.process.failures import Failures, give_up
 from pipelines.process.filters import apply_filter, apply_sampling, reconsider, settle_moves
@@ -32,7 +32,7 @@ from pipelines.process.graph import fits_here, run_here, run_on_ray
 from pipelines.process.measure import DECODE, WRITE
 from pipelines.process.metrics import INTERRUPTED, PENDING, current, metrics_of_run
 from pipelines.process.migrate import migrate
-from pipelines.process.ops import PlannedOp, coverage_keys, plan_ops, prepare
+from pipelines.process.ops import PlannedOp, coverage_keys, forget_errors, plan_ops, prepare
 from pipelines.process.plan import assets_left, second_units, segments
 from pipelines.process.recipe import Recipe
 from pipelines.process.units import cut_units
@@ -103,8 +103,7 @@ def process(
 def _process(lake: Lake, recipe: Recipe, retry: bool | str, progress: Report | None) -> RunSummary:
     started, run_id = time.time(), new_run_id()
     planned = plan_ops(recipe, lake.schema("frames"))
-    if isinstance(retry, str) and retry not in (titles := [one.title for one in planned]):
-        raise UsageError(f"the recipe has no op {retry}; its ops are {', '.join(titles) or 'none'}")
+    failed = _named(planned, retry) if isinstance(retry, str) else None
     lake.check_space()
     with Lease(lake, run_id) as lease:
         for table in SCHEMAS:
@@ -115,8 +114,8 @@ def _process(lake: Lake, recipe: Recipe, retry: bool | str, progress: Report | N
             settle_moves(lake)
             lease.whole = True
         prepare(lake, planned)
-        if isinstance(retry, str):
-            forget_errors(lake, retry)
+        if failed:
+            forget_errors(lake, failed)
         run = _Run(lake, recipe, planned, run_id, retry is True, progress)
         summary = run.all(unsettled)
         fold_coverage(lake, run_id, FOLD_SURPLUS)
@@ -130,6 +129,18 @@ def _process(lake: Lake, recipe: Recipe, retry: bool | str, progress: Report | N
             f"{min(run.interrupted)}; what else there was is done, and the same command goes on with them"
         )
     return summary
+
+
+def _named(planned: list[PlannedOp], title: str) -> PlannedOp:
+    """The op on frames of that name. UsageError where there is none."""
+    found = {one.title: one for one in planned}
+    if title not in found:
+        raise UsageError(f"the recipe has no op {title}; its ops are {', '.join(found) or 'none'}")
+    if found[title].op.on_videos:
+        raise UsageError(
+            f"op {title} is on {found[title].op.unit}s: what it failed on is in quarantine, which `vfm retry` runs again"
+        )
+    return found[title]
 
 
 class _Run:

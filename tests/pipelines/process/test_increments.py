@@ -307,6 +307,12 @@ def test_a_run_leaves_coverage_folded_and_computes_nothing_again_for_it(lake, tm
     assert verify_lake(lake).violations == []
 
 
+def test_an_op_on_videos_is_not_tried_again_by_its_frames(lake):
+    with pytest.raises(UsageError, match="op changes is on videos: what it failed on is in quarantine"):
+        process(lake, Recipe(ops=["their_ops:Changes"]), retry="changes")
+    assert lake.count("ledger") == 0
+
+
 def test_values_of_an_op_that_left_the_recipe_are_pending_for_what_came_since_and_violated_where_it_was_done(
     lake, tmp_path, corpus
 ):
