@@ -138,7 +138,7 @@ def _named(planned: list[PlannedOp], title: str) -> PlannedOp:
         raise UsageError(f"the recipe has no op {title}; its ops are {', '.join(found) or 'none'}")
     if found[title].op.on_videos:
         raise UsageError(
-            f"op {title} is on {found[title].op.unit}s: what it failed on is in quarantine, which `vfm retry` runs again"
+            f"op {title} is on {found[title].op.unit}s: what it failed on is in quarantine, to be tried again with that"
         )
     return found[title]
 
