@@ -46,6 +46,12 @@ def of_decoding(lake: Lake, table: str = "ledger") -> str | None:
     return "op IS NULL" if "op" in lake.schema(table).names else None
 
 
+def recipes_of_runs(lake: Lake) -> list[tuple[str, str]]:
+    """Hash and YAML of the recipe of each `process` run that has written its own down, oldest first."""
+    runs = lake.read("runs", ["started_at", "recipe", "recipe_yaml"], "command = 'process'").sort_by("started_at")
+    return [(r["recipe"], r["recipe_yaml"]) for r in runs.to_pylist() if r["recipe_yaml"]]
+
+
 class PendingAssets:
     """The assets that are still to be settled; the quarantined are not. Its length is known at once; it streams batches of
     PLAN_COLUMNS and `_rowid`, of the lake as it is when they are asked for."""

@@ -20,7 +20,7 @@ from pipelines.lake import annotation_rows
 from pipelines.lake.coverage import AssetSet, asset_numbers, covered
 from pipelines.lake.keys import op_keys
 from pipelines.lake.lake import Lake
-from pipelines.lake.ledger import of_decoding
+from pipelines.lake.ledger import of_decoding, recipes_of_runs
 from pipelines.lake.schema import CHILD_TABLES, facts_of, wants_value
 from pipelines.lake.sql import equals, literal
 
@@ -227,8 +227,7 @@ def _verify_selections(lake: Lake, report: LakeReport) -> None:
 def _recipes(lake: Lake) -> dict[str, str]:
     """YAML of each recipe that settled something, where a run that ended has written it down."""
     used = pc.unique(lake.read("ledger", ["recipe"])["recipe"]).to_pylist()
-    runs = lake.read("runs", ["recipe", "recipe_yaml"], "command = 'process'").to_pylist()
-    return {r["recipe"]: r["recipe_yaml"] for r in runs if r["recipe"] in used and r["recipe_yaml"]}
+    return {recipe: text for recipe, text in recipes_of_runs(lake) if recipe in used}
 
 
 def _hashes(lake: Lake, table: str, columns: Iterable[str], version: int | None = None) -> np.ndarray:

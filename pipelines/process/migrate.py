@@ -23,6 +23,7 @@ from pipelines.lake.arrow import id_hashes
 from pipelines.lake.coverage import AssetSet, asset_numbers, cover, settled_assets
 from pipelines.lake.journal import FOLDER
 from pipelines.lake.keys import op_keys, record_keys
+from pipelines.lake.ledger import recipes_of_runs
 from pipelines.lake.numbers import number_assets
 from pipelines.lake.schema import FORMAT_VERSION
 from pipelines.lake.sql import equals, literal
@@ -90,8 +91,7 @@ def _format_1_recipes(lake: Lake, recipe: Recipe) -> dict[str, Recipe]:
     for table in ("ledger", "quarantine"):
         for batch in lake.scan(table, ["recipe"], "op IS NULL"):
             used.update(pc.unique(batch["recipe"]).to_pylist())
-    runs = lake.read("runs", ["recipe", "recipe_yaml"], "command = 'process'").to_pylist()
-    texts = {r["recipe"]: r["recipe_yaml"] for r in runs if r["recipe_yaml"]}
+    texts = dict(recipes_of_runs(lake))
     found = {old: Recipe.model_validate(yaml.safe_load(texts[old])) for old in used & texts.keys()}
     if (own := format_1_hash(recipe)) in used - texts.keys():
         found[own] = recipe

@@ -261,10 +261,10 @@ def load_recipe(path: str | None, overrides: Sequence[str] = (), lake: Lake | No
 
 def _last_recipe(lake: Lake) -> dict[str, Any] | None:
     """What the newest run over a lake has written down of its recipe."""
-    runs = lake.read("runs", ["started_at", "recipe_yaml"], "command = 'process' AND recipe_yaml IS NOT NULL")
-    if not runs.num_rows:
-        return None
-    return dict(yaml.safe_load(runs.sort_by("started_at")["recipe_yaml"][-1].as_py()))
+    from pipelines.lake.ledger import recipes_of_runs  # Lance is imported only where there is a lake
+
+    texts = [text for _, text in recipes_of_runs(lake)]
+    return dict(yaml.safe_load(texts[-1])) if texts else None
 
 
 def _settings_of(ops: Sequence[Any], name: str) -> dict[str, Any]:
