@@ -27,6 +27,8 @@ from vfm_ops.errors import UsageError
 
 # The first rows are seen at once; later commits are rarer, since each is a version of the table.
 FIRST_COMMIT_S, COMMIT_S, COMMIT_ROWS = 1.0, 5.0, 50_000
+# Listed rows are compared with the lake's together: what is known of a large lake lies in files.
+LOOK_S, LOOK_ROWS = 0.5, 32_768
 
 
 @dataclass
@@ -119,7 +121,7 @@ def ingest(
                     committer.add(batch)
                     report.seconds = time.monotonic() - report.started
                     tell(report)
-        committer.commit()
+        committer.end()
     report.seconds = time.monotonic() - report.started
     tell(report)
     return report
@@ -131,13 +133,24 @@ class _Committer:
     def __init__(self, lake: Lake, report: IngestReport) -> None:
         self._lake, self._report = lake, report
         self._known = KnownAssets(lake)
+        self._listed: list[pa.RecordBatch] = []
         self._new: list[pa.RecordBatch] = []
         self._changed: list[pa.RecordBatch] = []
-        self._last = time.monotonic()
+        self._last = self._looked = time.monotonic()
 
     def add(self, batch: pa.RecordBatch) -> None:
         """One batch of a listing."""
-        told = self._known.sort(batch)
+        self._listed.append(batch)
+        rows = sum(b.num_rows for b in self._listed)
+        if rows >= LOOK_ROWS or time.monotonic() - self._looked >= LOOK_S:
+            self._look()
+
+    def _look(self) -> None:
+        """Tells apart what was listed since the last time, and commits what there is when it is much or old enough."""
+        self._looked = time.monotonic()
+        if not self._listed:
+            return
+        told, self._listed = self._known.sort(pa.concat_batches(self._listed)), []
         self._new.append(told.new)
         self._changed.append(told.changed)
         self._report.unchanged += told.unchanged
@@ -145,10 +158,14 @@ class _Committer:
         rows = sum(b.num_rows for b in self._new) + sum(b.num_rows for b in self._changed)
         wait = COMMIT_S if self._report.commits else FIRST_COMMIT_S
         if rows >= COMMIT_ROWS or (rows and time.monotonic() - self._last >= wait):
-            self.commit()
+            self._commit()
 
-    def commit(self) -> None:
+    def end(self) -> None:
         """Writes what has gathered."""
+        self._look()
+        self._commit()
+
+    def _commit(self) -> None:
         new, changed = (self._complete(batches) for batches in (self._new, self._changed))
         self._new, self._changed = [], []
         if new.num_rows or changed.num_rows:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import tempfile
 from datetime import UTC, datetime
 
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import pipelines.sources.run as module
-from pipelines.lake import SCHEMAS, Lake, make_asset_id
+from pipelines.lake import SCHEMAS, Lake, assets, make_asset_id
 from pipelines.lake.assets import AssetIndex
 from pipelines.lake.lease import Lease
 from pipelines.sources import ListingOptions, ingest
@@ -92,6 +94,7 @@ def test_overlapping_sources_name_a_file_once(tree, tmp_path):
 
 def test_rows_are_committed_while_the_listing_goes_on(tree, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "COMMIT_ROWS", 3)
+    monkeypatch.setattr(module, "LOOK_ROWS", 3)
     lake, seen = str(tmp_path / "lake"), []
     files = [str(p) for p in tree.rglob("*.jpg")]
     (tmp_path / "list.txt").write_text("\n".join(files))
@@ -146,21 +149,53 @@ def test_captions_labels_and_unreadable_ones_reach_the_report(tree, tmp_path):
     assert (facts["unreadable"], facts["skipped"], facts["added"]) == (1, {".txt": 1}, 10)
 
 
+@pytest.fixture(params=[None, 8], ids=["in memory", "in files"])
+def spilled(request):
+    """With runs of eight ids put into files, and as it is."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param:
+            patch.setattr(assets, "SPILLED", request.param)
+        yield request.param
+
+
 @given(st.lists(st.lists(st.integers(0, 60), max_size=30), max_size=12))
-@settings(max_examples=60)
-def test_the_index_of_ids_is_a_dictionary(batches):
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_the_index_of_ids_is_a_dictionary(spilled, batches):
     index, oracle = AssetIndex(), {}
     for i, batch in enumerate(batches):
         fresh = sorted({k for k in batch if k not in oracle})
         oracle.update(dict.fromkeys(fresh, i + 1))
         keys = np.array(fresh, np.uint64)
         index.add(keys, keys * 7, np.full(len(fresh), i + 1))
-    keys = np.arange(70, dtype=np.uint64)
+    if spilled:
+        assert index.nbytes < 24 * 2 * spilled
+    keys = np.random.default_rng(0).permutation(70).astype(np.uint64)
     found, etags = index.find(keys, keys * 7)
-    assert found.tolist() == [k in oracle for k in range(70)]
-    assert etags.tolist() == [oracle.get(k, 0) for k in range(70)]
+    assert found.tolist() == [k in oracle for k in keys.tolist()]
+    assert etags.tolist() == [oracle.get(k, 0) for k in keys.tolist()]
     assert not index.find(keys, keys * 7 + np.uint64(1))[0].any()
     assert len(index) == len(oracle)
+
+
+def test_an_ingest_whose_ids_lie_in_files_adds_nothing_twice(tree, tmp_path, monkeypatch):
+    monkeypatch.setattr(assets, "SPILLED", 4)
+    first = ingest([str(tree), str(tree)], str(tmp_path / "lake"))
+    (tree / "0" / "0.jpg").write_bytes(b"another picture")
+    again = ingest([str(tree)], str(tmp_path / "lake"))
+    assert (first.added, first.repeated) == (10, 10)
+    assert (again.added, again.changed, again.unchanged) == (0, 1, 9)
+
+
+def test_no_room_for_the_files_is_a_sentence(tree, tmp_path, monkeypatch):
+    def full(**options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(assets, "SPILLED", 4)
+    monkeypatch.setattr(tempfile, "TemporaryFile", full)
+    with pytest.raises(
+        UsageError, match="No space left on device; free some space there, or name another folder in TMPDIR"
+    ):
+        ingest([str(tree)], str(tmp_path / "lake"))
 
 
 def test_the_index_costs_24_bytes_an_asset():
