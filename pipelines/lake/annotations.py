@@ -21,7 +21,7 @@ import pyarrow as pa
 
 from pipelines.lake.access import writable
 from pipelines.lake.annotation_rows import Row, as_table, checked_rows, given_rows, in_parts
-from pipelines.lake.arrow import Readable, id_hashes
+from pipelines.lake.arrow import Readable, row_hashes
 from pipelines.lake.sql import equals, one_of
 from pipelines.lake.tables import Table
 from vfm_ops.errors import UsageError, VfmError
@@ -177,7 +177,7 @@ class _LastVersions:
     def __init__(self, lake: Readable) -> None:
         hashes, versions = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
         for batch in lake.scan(TABLE, _STATE):
-            hashes.append(id_hashes(batch["annotation_id"]))
+            hashes.append(row_hashes(batch["annotation_id"]))
             number = batch["version"].to_numpy(zero_copy_only=False).astype(np.int64)
             gone = batch["removed"].fill_null(False).to_numpy(zero_copy_only=False)
             versions.append(2 * number + gone)
@@ -190,7 +190,7 @@ class _LastVersions:
 
     def are_in(self, batch: pa.RecordBatch) -> pa.Array:
         """Which rows are the last version of theirs."""
-        hashes = id_hashes(batch["annotation_id"])
+        hashes = row_hashes(batch["annotation_id"])
         versions = batch["version"].to_numpy(zero_copy_only=False)
         if not len(self.keys):  # of a row that came since
             return pa.array(np.zeros(len(hashes), bool))

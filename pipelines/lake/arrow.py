@@ -80,9 +80,10 @@ def schema_with(lake: Readable, table: str, columns: Iterable[str]) -> pa.Schema
     return stored
 
 
-def id_hashes(ids: pa.Array) -> np.ndarray:
-    """Python's hashes of ids, int64: only this process compares them."""
-    return np.fromiter(map(hash, ids.to_pylist()), np.int64, len(ids))
+def row_hashes(*columns: pa.Array) -> np.ndarray:
+    """Python's hashes of values, of several columns of their tuples, int64 (N,): only this process compares them."""
+    values = columns[0].to_pylist() if len(columns) == 1 else zip(*(c.to_pylist() for c in columns))
+    return np.fromiter(map(hash, values), np.int64, len(columns[0]))
 
 
 def _widened(type: pa.DataType) -> pa.DataType:

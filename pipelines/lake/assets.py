@@ -56,8 +56,9 @@ class _Run:
                 f"the ids of so many assets need {24 * len(self.keys) >> 20} MB more in {folder}: {e.strerror}; free some "
                 "space there, or name another folder in TMPDIR"
             ) from e
-        n, types = len(self.keys), (np.uint64, np.uint64, np.int64)
-        return _Run(*(np.frombuffer(mapped, t, n, 8 * n * i) for i, t in enumerate(types)), mapped)
+        n = len(self.keys)
+        keys, rest = (np.frombuffer(mapped, np.uint64, n, 8 * n * i) for i in (0, 1))
+        return _Run(keys, rest, np.frombuffer(mapped, np.int64, n, 16 * n), mapped)
 
 
 class AssetIndex:

@@ -6,16 +6,18 @@ or a quarantine row with salvaged frames, has the same pair; that row is always 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
+from pipelines.lake.arrow import row_hashes
 from pipelines.lake.coverage import asset_numbers, assets_in, settled_assets
 from pipelines.lake.keys import derived_tables, op_tables
 from pipelines.lake.lake import Lake
+from pipelines.lake.partitioned import Partitioned
 from pipelines.lake.sql import equals, literal, one_of
 
 PLAN_COLUMNS = ["asset_id", "media_type", "size", "asset_no"]
@@ -92,18 +94,15 @@ def quarantined_assets(lake: Lake, work: Work) -> Iterator[pa.RecordBatch]:
 def sweep(lake: Lake) -> dict[str, int]:
     """Removes what no settled asset owns: rows of runs that were killed, of replaced recipes, of changed assets.
 
-    Returns how many rows went, by table. Streams: memory is that of the ledger's keys.
+    Returns how many rows went, by table. Streams: of keys, a part is held at a time, and what goes.
     """
     removed = {"ledger": _keep_newest(lake)}
-    owners = _owners(lake)
+    owners = _pairs(lake, "ledger", "quarantine", where={"quarantine": "salvaged_frames > 0"})
     for table in derived_tables(lake):
+        strays = [np.setdiff1d(*parts) for parts in zip(_pairs(lake, table), owners)]
         orphans: dict[str, set[str]] = {}
-        for batch in lake.scan(table, ["asset_id", "run_key"]):
-            keys = _pair(batch)
-            stray = batch.filter(pc.invert(pc.is_in(keys, value_set=owners)))
-            if stray.num_rows:
-                for row in pa.Table.from_batches([stray]).group_by(["asset_id", "run_key"]).aggregate([]).to_pylist():
-                    orphans.setdefault(row["run_key"], set()).add(row["asset_id"])
+        for asset_id, run_key in _rows_of(lake, table, ["asset_id", "run_key"], np.concatenate(strays)):
+            orphans.setdefault(run_key, set()).add(asset_id)
         removed[table] = sum(
             lake.delete(table, "asset_id", sorted(ids), equals("run_key", run_key)) for run_key, ids in orphans.items()
         )
@@ -177,27 +176,36 @@ def _of_frames(lake: Lake) -> list[str]:
     return list(dict.fromkeys((*DECODED, "detections", *op_tables(lake, "frame"))))
 
 
-def _pair(batch: pa.RecordBatch | pa.Table) -> pa.Array:
-    return pc.binary_join_element_wise(batch["asset_id"], batch["run_key"], "/")
+def _pairs(lake: Lake, *tables: str, where: Mapping[str, str] | None = None) -> Partitioned:
+    """Hashes of assets and run keys of tables. where: of a table, which of its rows."""
+    pairs = Partitioned(1)
+    for table in tables:
+        for batch in lake.scan(table, ["asset_id", "run_key"], (where or {}).get(table)):
+            pairs.add(np.unique(row_hashes(*batch.columns)))
+    return pairs
 
 
-def _owners(lake: Lake) -> pa.Array:
-    keys = [
-        _pair(batch)
-        for table, only in (("ledger", None), ("quarantine", "salvaged_frames > 0"))
-        for batch in lake.scan(table, ["asset_id", "run_key"], filter=only)
-    ]
-    return pa.concat_arrays(keys) if keys else pa.array([], pa.string())
+def _rows_of(lake: Lake, table: str, columns: list[str], hashes: np.ndarray) -> set[tuple[str, ...]]:
+    """The different rows of a table that have one of these hashes."""
+    found: set[tuple[str, ...]] = set()
+    for batch in lake.scan(table, columns) if len(hashes) else ():
+        rows = batch.filter(pa.array(np.isin(row_hashes(*batch.columns), hashes)))
+        found.update(zip(*(c.to_pylist() for c in rows.columns)))
+    return found
 
 
 def _keep_newest(lake: Lake) -> int:
     """Of several settled rows of one asset and op (a kill between a commit and `forget_replaced`), removes the replaced."""
-    rows = pa.concat_tables([lake.read(t, ["asset_id", "op"]) for t in ("ledger", "quarantine")])
-    counts = pc.value_counts(pc.binary_join_element_wise(rows["asset_id"], pc.fill_null(rows["op"], ""), "/"))
-    if not len(counts):
-        return 0
-    doubled = counts.field("values").filter(pc.greater(counts.field("counts"), 1)).to_pylist()
+    works = Partitioned(1)
+    for table in ("ledger", "quarantine"):
+        for batch in lake.scan(table, ["asset_id", "op"]):
+            works.add(row_hashes(*batch.columns))
+    doubled: set[str] = set()
+    for part in works:
+        keys, counts = np.unique(part, return_counts=True)
+        for table in ("ledger", "quarantine"):
+            doubled.update(asset_id for asset_id, _ in _rows_of(lake, table, ["asset_id", "op"], keys[counts > 1]))
     removed = 0
-    for row in _replaced(_settled(lake, "asset_id IS NOT NULL", sorted({d.partition("/")[0] for d in doubled}))):
+    for row in _replaced(_settled(lake, "asset_id IS NOT NULL", sorted(doubled))):
         removed += lake.delete(row["t"], "asset_id", [row["asset_id"]], equals("run_key", row["run_key"]))
     return removed

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 
-from pipelines.lake.arrow import id_hashes
+from pipelines.lake.arrow import row_hashes
 from pipelines.lake.coverage import asset_numbers
 from pipelines.lake.lake import Lake, rows_by_fragment
 
@@ -56,14 +56,14 @@ class _Index:
     def __init__(self, lake: Lake) -> None:
         keys, numbers = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
         for batch in lake.scan("assets", ["asset_id", "asset_no"]):
-            keys.append(id_hashes(batch["asset_id"]))
+            keys.append(row_hashes(batch["asset_id"]))
             numbers.append(asset_numbers(batch["asset_no"]))
         order = np.argsort(np.concatenate(keys), kind="stable")
         self.keys, self.numbers = np.concatenate(keys)[order], np.concatenate(numbers)[order]
 
     def find(self, ids: pa.Array) -> np.ndarray:
         """int64 (N,); -1 for an asset that is not there."""
-        wanted = id_hashes(ids)
+        wanted = row_hashes(ids)
         if not len(self.keys):
             return np.full(len(wanted), -1, np.int64)
         at = np.minimum(np.searchsorted(self.keys, wanted), len(self.keys) - 1)

@@ -1,7 +1,7 @@
 """The proof that a lake is whole: keys are unique, references hold, every asset is settled once, counts agree, and what ops are
 done with, as the lake's coverage says, has their values. What no op has claimed yet is pending, and no violation.
 
-It reads values, never files or fragments, and streams: memory is that of the keys, 8 bytes each.
+It reads values, never files or fragments, and streams: of keys, a part is held at a time (`partitioned`).
 """
 
 from __future__ import annotations
@@ -17,10 +17,12 @@ import pyarrow.compute as pc
 import yaml
 
 from pipelines.lake import annotation_rows
+from pipelines.lake.arrow import row_hashes
 from pipelines.lake.coverage import AssetSet, asset_numbers, covered
 from pipelines.lake.keys import op_keys
 from pipelines.lake.lake import Lake
 from pipelines.lake.ledger import of_decoding, recipes_of_runs
+from pipelines.lake.partitioned import PARTITIONS, Partitioned
 from pipelines.lake.schema import CHILD_TABLES, facts_of, wants_value
 from pipelines.lake.sql import equals, literal
 
@@ -45,6 +47,8 @@ REFERENCES = {
     ("annotations", "asset_id"): ("assets", "asset_id"),
 }
 
+NAMED = 5  # examples of what is wrong
+
 
 @dataclass
 class LakeReport:
@@ -61,7 +65,7 @@ def verify_lake(lake: Lake) -> LakeReport:
     for table, key in KEYS.items():
         _verify_keys(lake, table, key, report)
     for (table, column), (other, target) in REFERENCES.items():
-        strays = _strays(lake, table, column, _hashes(lake, other, (target,)))
+        strays = _strays(lake, table, column, _keys(lake, other, (target,)))
         if strays:
             report.violations.append(f"{table}: {strays} rows refer to a {column} that {other} does not have")
     _verify_settled(lake, report)
@@ -73,45 +77,43 @@ def verify_lake(lake: Lake) -> LakeReport:
 
 
 def _verify_keys(lake: Lake, table: str, key: tuple[str, ...], report: LakeReport) -> None:
-    hashes = _hashes(lake, table, key)
-    twice = len(hashes) - len(np.unique(hashes))
+    twice = sum(len(part) - len(np.unique(part)) for part in _keys(lake, table, key))
     if twice:
         report.violations.append(f"{table}: {' and '.join(key)} is not unique: {twice} rows are doubled")
 
 
 def _verify_settled(lake: Lake, report: LakeReport) -> None:
-    assets = lake.read("assets", ["asset_id"])
-    ledger = lake.read("ledger", ["asset_id", "run_key", "shots", "frames"], of_decoding(lake))
-    quarantine = lake.read("quarantine", ["asset_id", "run_key", "salvaged_frames"], of_decoding(lake, "quarantine"))
-    settled = pa.concat_arrays(
-        [*ledger["asset_id"].chunks, *quarantine["asset_id"].chunks] or [pa.array([], pa.string())]
+    """Every asset is settled, and no other; nothing is both in the ledger and in the quarantine; each has the frames and the
+    shots that its row there says."""
+    settled, ours, theirs = Partitioned(1), Partitioned(3), Partitioned(2)
+    said = {"ledger": ["shots", "frames"], "quarantine": ["salvaged_frames"]}
+    for table, rows in (("ledger", ours), ("quarantine", theirs)):
+        for batch in lake.scan(table, ["asset_id", "run_key", *said[table]], of_decoding(lake, table)):
+            settled.add(row_hashes(batch["asset_id"]))
+            rows.add(_pairs(batch), *(_numbers(batch[column]) for column in said[table]))
+    pending, ghosts = _Found(), _Found()
+    for assets, known in zip(_keys(lake, "assets", ("asset_id",)), settled):
+        pending.add(assets[~np.isin(assets, known)])
+        ghosts.add(known[~np.isin(known, assets)])
+    both = _Found()
+    for left, right in zip(ours, theirs):
+        both.add(left[np.isin(left[:, 0], right[:, 0]), 0])
+    for found, tables, columns, what in (
+        (both, ("ledger",), ["asset_id", "run_key"], "in the ledger and in the quarantine"),
+        (pending, ("assets",), ["asset_id"], "pending (neither in the ledger nor in the quarantine)"),
+        (ghosts, ("ledger", "quarantine"), ["asset_id"], "settled but not among the assets"),
+    ):
+        for asset_id, *_ in found.names(lake, tables, columns)[:1]:
+            report.violations.append(f"{found.count} assets are {what}, such as {asset_id}")
+    _verify_counts(lake, ("frames", "dropped"), None, _said(ours, 2, theirs), report)
+    # A salvaged asset may own shots of its good part, however many.
+    _verify_counts(lake, ("shots",), None, _said(ours, 1), report, theirs)
+    twice = sum(
+        len(np.intersect1d(*parts)) for parts in zip(*(_keys(lake, t, ("frame_id",)) for t in ("frames", "dropped")))
     )
-    both = pc.is_in(ledger["run_key"], value_set=quarantine["run_key"])
-    both = pc.and_(both, pc.is_in(_pairs(ledger), value_set=_pairs(quarantine)))
-    _note(report, ledger["asset_id"].filter(both), "in the ledger and in the quarantine")
-    known = pc.is_in(assets["asset_id"], value_set=settled)
-    _note(report, assets["asset_id"].filter(pc.invert(known)), "pending (neither in the ledger nor in the quarantine)")
-    ghosts = pc.invert(pc.is_in(settled, value_set=assets["asset_id"]))
-    _note(report, settled.filter(ghosts), "settled but not among the assets")
-    expected = {(r["asset_id"], r["run_key"]): r for r in ledger.to_pylist()}
-    salvaged = {(r["asset_id"], r["run_key"]): r["salvaged_frames"] for r in quarantine.to_pylist()}
-    shots = _rows_of(lake, ("shots",))  # a salvaged asset may own shots of its good part
-    _verify_counts(
-        "shots",
-        shots,
-        {k: r["shots"] or 0 for k, r in expected.items()} | {k: shots.get(k, 0) for k in salvaged},
-        report,
-    )
-    frames = {k: r["frames"] or 0 for k, r in expected.items()} | {k: n or 0 for k, n in salvaged.items()}
-    _verify_counts("frames", _rows_of(lake, ("frames", "dropped")), frames, report)
-    twice = np.intersect1d(_hashes(lake, "frames", ("frame_id",)), _hashes(lake, "dropped", ("frame_id",)))
-    if len(twice):
-        report.violations.append(f"{len(twice)} frames are in frames and in dropped")
+    if twice:
+        report.violations.append(f"{twice} frames are in frames and in dropped")
     _verify_op_tables(lake, report)
-
-
-def _pairs(rows: pa.Table) -> pa.Array:
-    return pc.binary_join_element_wise(rows["asset_id"], rows["run_key"], "/")
 
 
 def _verify_op_tables(lake: Lake, report: LakeReport) -> None:
@@ -123,49 +125,73 @@ def _verify_op_tables(lake: Lake, report: LakeReport) -> None:
         if key["unit"] == "frame":
             _verify_rows(lake, title, key, report)
             continue
-        found = _rows_of(lake, (table,), equals("op", title))
-        rows = lake.read("ledger", ["asset_id", "run_key", "rows"], equals("op", title)).to_pylist()
-        _verify_counts(table, found, {(r["asset_id"], r["run_key"]): r["rows"] or 0 for r in rows}, report)
+        where, said = equals("op", title), Partitioned(2)
+        for batch in lake.scan("ledger", ["asset_id", "run_key", "rows"], where):
+            said.add(_pairs(batch), _numbers(batch["rows"]))
+        _verify_counts(lake, (table,), where, said, report)
 
 
 def _verify_rows(lake: Lake, title: str, key: dict[str, Any], report: LakeReport) -> None:
     """Rows of a frame op's table: as many of each frame as its count column says."""
     table, (column,) = key["table"], key["columns"]
-    said: list[np.ndarray] = [np.empty(0, np.int64)]
+    said, there = Partitioned(2), Partitioned(2)
     for source in ("frames", "dropped"):
         for batch in lake.scan(source, ["frame_id", column], f"{column} > 0"):
-            said.append(np.repeat(_hashed([batch["frame_id"]]), batch[column].to_numpy()))
-    there = [_hashed([b["frame_id"]]) for b in lake.scan(table, ["frame_id"], equals("op", title))]
-    want, have = np.sort(np.concatenate(said)), np.sort(np.concatenate([*there, said[0]]))
-    if not np.array_equal(want, have):
+            said.add(row_hashes(batch["frame_id"]), _numbers(batch[column]))
+    for batch in lake.scan(table, ["frame_id"], equals("op", title)):
+        there.add(row_hashes(batch["frame_id"]), np.ones(batch.num_rows, np.int64))
+    if any(len(_differing(*parts)) for parts in zip(said, there)):
+        want = sum(int(part[:, 1].sum()) for part in said)
         report.violations.append(
-            f"{table}: rows of op {title} are not those that {column} counts: there are {len(have)}, of {len(want)}"
+            f"{table}: rows of op {title} are not those that {column} counts: there are {len(there)}, of {want}"
         )
 
 
-def _rows_of(lake: Lake, tables: tuple[str, ...], where: str | None = None) -> dict[tuple[str, str], int]:
-    """How many rows each asset and run key has in tables."""
-    found: dict[tuple[str, str], int] = {}
-    for table in tables:
-        for batch in lake.scan(table, ["asset_id", "run_key"], where):
-            grouped = pa.Table.from_batches([batch]).group_by(["asset_id", "run_key"]).aggregate([([], "count_all")])
-            for row in grouped.to_pylist():
-                key = (row["asset_id"], row["run_key"])
-                found[key] = found.get(key, 0) + row["count_all"]
-    return found
+def _said(ledger: Partitioned, column: int, quarantine: Partitioned | None = None) -> Partitioned:
+    """(pair, rows) as ledger and quarantine say."""
+    said = Partitioned(2)
+    for ours in ledger:
+        said.add(ours[:, 0], ours[:, column])
+    for theirs in quarantine or ():
+        said.add(theirs[:, 0], theirs[:, 1])
+    return said
 
 
 def _verify_counts(
-    table: str, found: dict[tuple[str, str], int], expected: dict[tuple[str, str], int], report: LakeReport
+    lake: Lake,
+    tables: tuple[str, ...],
+    where: str | None,
+    said: Partitioned,
+    report: LakeReport,
+    excused: Partitioned | None = None,
 ) -> None:
-    wrong = [key for key in found.keys() | expected.keys() if found.get(key, 0) != expected.get(key, 0)]
-    for asset_id, run_key in wrong[:5]:
-        key = (asset_id, run_key)
+    """Each asset and run key has as many rows in tables as is said. excused: pairs that may have any number."""
+    there = Partitioned(2)
+    for table in tables:
+        for batch in lake.scan(table, ["asset_id", "run_key"], where):
+            there.add(_pairs(batch), np.ones(batch.num_rows, np.int64))
+    wrong, counts = _Found(), dict[int, tuple[int, int]]()
+    for want, have, free in zip(said, there, excused or ([],) * PARTITIONS):
+        differing = _differing(want, have)
+        differing = differing[~np.isin(differing[:, 0], np.asarray(free, np.int64).reshape(-1, 2)[:, 0])]
+        wrong.add(differing[:, 0])
+        counts |= {pair: (found, expected) for pair, expected, found in differing[:NAMED].tolist()}
+    for asset_id, run_key in wrong.names(lake, ("ledger", "quarantine", *tables), ["asset_id", "run_key"]):
+        found, expected = counts[hash((asset_id, run_key))]
         report.violations.append(
-            f"{table}: asset {asset_id} has {found.get(key, 0)} rows of {run_key}, its ledger row says {expected.get(key, 0)}"
+            f"{tables[0]}: asset {asset_id} has {found} rows of {run_key}, its ledger row says {expected}"
         )
-    if len(wrong) > 5:
-        report.violations.append(f"{table}: and {len(wrong) - 5} more assets whose counts differ")
+    if wrong.count > NAMED:
+        report.violations.append(f"{tables[0]}: and {wrong.count - NAMED} more assets whose counts differ")
+
+
+def _differing(want: np.ndarray, have: np.ndarray) -> np.ndarray:
+    """(key, sum of want, sum of have) where the sums differ, int64 (N, 3). want, have: (key, number), int64 (N, 2)."""
+    keys, place = np.unique(np.concatenate([want[:, 0], have[:, 0]]), return_inverse=True)
+    sums = np.zeros((len(keys), 2), np.int64)
+    np.add.at(sums[:, 0], place[: len(want)], want[:, 1])
+    np.add.at(sums[:, 1], place[len(want) :], have[:, 1])
+    return np.column_stack([keys, sums])[sums[:, 0] != sums[:, 1]]
 
 
 def _verify_pictures(lake: Lake, report: LakeReport) -> None:
@@ -212,48 +238,74 @@ def _verify_values(lake: Lake, report: LakeReport) -> None:
 def _verify_selections(lake: Lake, report: LakeReport) -> None:
     """A selection's rows are frames: of the version that it pins, where it does, else of the newest."""
     # Names are of letters, digits, - and _ (`pipelines.curation.selections.check_name`).
-    names = pc.unique(lake.read("selections", ["selection"])["selection"]).to_pylist()
+    names = _values(lake, "selections", "selection")
     tags = lake.table("frames").tags.list() if names else {}
     for name in names:
         generations = {
             int(m[1]): t["version"] for tag, t in tags.items() if (m := re.fullmatch(rf"{name}\.g(\d+)", tag))
         }
         version = generations[max(generations)] if generations else None
-        frames = _hashes(lake, "frames", ("frame_id",), version)
+        frames = _keys(lake, "frames", ("frame_id",), version)
         if strays := _strays(lake, "selections", "frame_id", frames, equals("selection", name)):
             report.violations.append(f"selections: {strays} rows of {name} name a frame that does not exist")
 
 
 def _recipes(lake: Lake) -> dict[str, str]:
     """YAML of each recipe that settled something, where a run that ended has written it down."""
-    used = pc.unique(lake.read("ledger", ["recipe"])["recipe"]).to_pylist()
+    used = _values(lake, "ledger", "recipe")
     return {recipe: text for recipe, text in recipes_of_runs(lake) if recipe in used}
 
 
-def _hashes(lake: Lake, table: str, columns: Iterable[str], version: int | None = None) -> np.ndarray:
-    """Python's hashes of the keys of a table, int64 (N,)."""
-    dataset = lake.dataset(table, version)
-    if dataset is None:
-        return np.empty(0, np.int64)
-    names = [c for c in columns if c in dataset.schema.names]
-    parts = [_hashed(batch.columns) for batch in dataset.scanner(columns=names).to_batches()]
-    return np.concatenate(parts) if parts else np.empty(0, np.int64)
+def _keys(
+    lake: Lake, table: str, columns: Iterable[str], version: int | None = None, where: str | None = None
+) -> Partitioned:
+    """Hashes of the keys of a table, those with a null left out where `where` says so."""
+    keys, dataset = Partitioned(1), lake.dataset(table, version)
+    if dataset is not None:
+        names = [c for c in columns if c in dataset.schema.names]
+        for batch in dataset.scanner(columns=names, filter=where).to_batches():
+            keys.add(row_hashes(*batch.columns))
+    return keys
 
 
-def _hashed(columns: list[pa.Array]) -> np.ndarray:
-    """Python's hashes of rows, int64 (N,)."""
-    return np.fromiter(map(hash, zip(*(c.to_pylist() for c in columns))), np.int64, len(columns[0]))
+def _values(lake: Lake, table: str, column: str) -> list[str]:
+    """The different values of a column that has few, sorted."""
+    return sorted({value for batch in lake.scan(table, [column]) for value in pc.unique(batch[column]).to_pylist()})
 
 
-def _strays(lake: Lake, table: str, column: str, known: np.ndarray, where: str | None = None) -> int:
+def _pairs(batch: pa.RecordBatch) -> np.ndarray:
+    return row_hashes(batch["asset_id"], batch["run_key"])
+
+
+def _numbers(column: pa.Array) -> np.ndarray:
+    """int64 (N,); 0 for nulls."""
+    return column.fill_null(0).cast(pa.int64()).to_numpy(zero_copy_only=False)
+
+
+def _strays(lake: Lake, table: str, column: str, known: Partitioned, where: str | None = None) -> int:
     """Rows whose `column` is not null and not among the known keys."""
-    strays = 0
-    for batch in lake.scan(table, [column], where):
-        values = [(v,) for v in batch[column].drop_null().to_pylist()]
-        strays += int((~np.isin(np.fromiter(map(hash, values), np.int64, len(values)), known)).sum())
-    return strays
+    there = f"{column} IS NOT NULL" + (f" AND {where}" if where else "")
+    return sum(int((~np.isin(part, k)).sum()) for part, k in zip(_keys(lake, table, (column,), None, there), known))
 
 
-def _note(report: LakeReport, ids: pa.Array | pa.ChunkedArray, what: str) -> None:
-    if len(ids):
-        report.violations.append(f"{len(ids)} assets are {what}, such as {ids[0].as_py()}")
+class _Found:
+    """Keys that something is wrong with: how many, and the first of them."""
+
+    def __init__(self) -> None:
+        self.count, self.first = 0, list[int]()
+
+    def add(self, keys: np.ndarray) -> None:
+        """Notes keys, int64, of any shape."""
+        self.count += keys.size
+        self.first += keys.flatten()[: NAMED - len(self.first)].tolist()
+
+    def names(self, lake: Lake, tables: Iterable[str], columns: list[str]) -> list[tuple[str, ...]]:
+        """What the first are the hashes of, as found in tables."""
+        if not self.count:
+            return []
+        wanted, found = np.array(self.first, np.int64), set[tuple[str, ...]]()
+        for table in tables:
+            for batch in lake.scan(table, columns):
+                rows = batch.filter(pa.array(np.isin(row_hashes(*batch.columns), wanted)))
+                found.update(zip(*(c.to_pylist() for c in rows.columns)))
+        return sorted(found)

@@ -21,7 +21,7 @@ import pyarrow as pa
 
 from pipelines.cluster import connect, hush
 from pipelines.lake import Lake, Lease, new_run_id
-from pipelines.lake.arrow import id_hashes
+from pipelines.lake.arrow import row_hashes
 from pipelines.lake.coverage import AssetSet, asset_numbers, assets_in, cover, covered
 from pipelines.lake.keys import op_keys
 from pipelines.lake.lake import rows_by_fragment
@@ -198,11 +198,11 @@ def _forget_half_done(lake: Lake, planned: PlannedOp, pending: str) -> None:
     assert table is not None
     if not lake.count(table.name, equals("op", planned.title)):
         return
-    hashes = [id_hashes(b["frame_id"]) for b in lake.scan("frames", ["frame_id"], pending)]
+    hashes = [row_hashes(b["frame_id"]) for b in lake.scan("frames", ["frame_id"], pending)]
     waiting = np.concatenate(hashes) if hashes else np.empty(0, np.int64)
     stray: set[str] = set()
     for batch in lake.scan(table.name, ["frame_id"], equals("op", planned.title)):
-        found = np.isin(id_hashes(batch["frame_id"]), waiting)
+        found = np.isin(row_hashes(batch["frame_id"]), waiting)
         stray.update(batch["frame_id"].filter(pa.array(found)).to_pylist())
     lake.delete(table.name, "frame_id", sorted(stray), equals("op", planned.title))
 

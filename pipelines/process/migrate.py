@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 import yaml
 
 from pipelines.lake import SCHEMAS, Lake
-from pipelines.lake.arrow import id_hashes
+from pipelines.lake.arrow import row_hashes
 from pipelines.lake.coverage import AssetSet, asset_numbers, cover, settled_assets
 from pipelines.lake.journal import FOLDER
 from pipelines.lake.keys import op_keys, record_keys
@@ -150,7 +150,7 @@ def _uncounted(lake: Lake, assets: AssetSet) -> Iterator[Uncounted]:
         for batch in lake.scan_fragment("frames", fragment, ["frame_id", "asset_no"], 65536, f"{COUNT.name} IS NULL"):
             kept = batch.filter(pa.array(assets.contains(asset_numbers(batch["asset_no"]))))
             row_ids.append(kept["_rowid"].to_numpy())
-            hashes.append(id_hashes(kept["frame_id"]))
+            hashes.append(row_hashes(kept["frame_id"]))
         rows = np.concatenate(row_ids)
         if len(rows):
             part.append((fragment, rows, np.concatenate(hashes)))
@@ -166,7 +166,7 @@ def _boxes_of(lake: Lake, hashes: np.ndarray) -> np.ndarray:
     known, place = np.unique(hashes, return_inverse=True)
     counts = np.zeros(len(known), np.int64)
     for batch in lake.scan("detections", ["frame_id"]):
-        found = id_hashes(batch["frame_id"])
+        found = row_hashes(batch["frame_id"])
         at = np.minimum(np.searchsorted(known, found), len(known) - 1)
         np.add.at(counts, at[known[at] == found], 1)
     return counts[place]
