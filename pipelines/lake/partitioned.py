@@ -63,8 +63,8 @@ class Partitioned:
 
     def _spill(self) -> None:
         try:
-            if self._file is None:
-                self._file = tempfile.TemporaryFile(prefix="vfm-keys-")  # noqa: SIM115: it goes with this object
+            if self._file is None:  # it goes with this object
+                self._file = tempfile.TemporaryFile(prefix="vfm-keys-")  # noqa: SIM115
             for held, written in zip(self._held, self._written):
                 if held:
                     block = np.concatenate(held)
