@@ -8,6 +8,7 @@ a takeover fails all the same.
 from __future__ import annotations
 
 import uuid
+from collections import Counter
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -35,6 +36,8 @@ from vfm_ops.errors import UsageError
 
 # Bytes of a fragment after compaction, about.
 FRAGMENT_BYTES = 1 << 30
+COMPACT_AFTER = 64  # fragments that a run appends to a table
+HEAVY_ROW = 4096  # bytes, on average: a table of pictures
 
 
 @dataclass
@@ -94,8 +97,11 @@ def embedding_columns(lake: Lake) -> list[str]:
 # -- fragments and versions ------------------------------------------------------------------------------------------
 
 
-def compact_table(lake: Lake, table: str) -> tuple[int, int]:
-    """Merges small fragments, up to about FRAGMENT_BYTES each, and drops deleted rows. Returns fragments (before, after)."""
+def compact_table(lake: Lake, table: str, spread: bool = True) -> tuple[int, int]:
+    """Merges small fragments, up to about FRAGMENT_BYTES each, and drops deleted rows. Returns fragments (before, after).
+
+    spread: over a Ray that is running, where the table is large enough.
+    """
     dataset = newest(lake, table)
     before = len(dataset.get_fragments())
     if table == "coverage" and fold_coverage(lake):  # first: the order of its rows counts until they are folded
@@ -103,7 +109,7 @@ def compact_table(lake: Lake, table: str) -> tuple[int, int]:
     target = int(np.clip(FRAGMENT_BYTES * dataset.count_rows() // max(data_bytes(dataset), 1), 1024, 1 << 20))
 
     def compact(dataset: Any) -> None:
-        if worth_distributing(dataset):
+        if spread and worth_distributing(dataset):
             import lance_ray
 
             options = {"target_rows_per_fragment": target}
@@ -113,6 +119,28 @@ def compact_table(lake: Lake, table: str) -> tuple[int, int]:
 
     lake.change(table, "compact", compact)
     return before, len(newest(lake, table).get_fragments())
+
+
+class RunningCompaction:
+    """Merges what a run appends to its tables, as it goes: a commit writes down every fragment that there is.
+
+    Rows that hold pictures are left to `maintain`: until old versions go, each would be stored twice.
+    """
+
+    def __init__(self, lake: Lake) -> None:
+        self._lake, self._appended, self._heavy = lake, Counter[str](), set[str]()
+
+    def appended(self, table: str, fragments: int = 1) -> None:
+        """After a commit of so many fragments."""
+        self._appended[table] += fragments
+        if self._appended[table] < COMPACT_AFTER or table in self._heavy:
+            return
+        self._appended[table] = 0
+        dataset = newest(self._lake, table)
+        if data_bytes(dataset) >= HEAVY_ROW * dataset.count_rows():
+            self._heavy.add(table)
+        else:
+            compact_table(self._lake, table, spread=False)  # Ray's CPUs are the run's
 
 
 def forget_versions(lake: Lake, table: str, keep: timedelta) -> int:

@@ -15,6 +15,7 @@ import pyarrow as pa
 from pipelines.lake import CHILD_TABLES, SCHEMAS, Lake, forget_replaced
 from pipelines.lake.coverage import AssetSet, cover, uncover
 from pipelines.lake.journal import clear_journals
+from pipelines.lake.maintenance import RunningCompaction
 from pipelines.lake.sql import one_of
 from pipelines.process.measure import DECODE, StageStats, add_stages, seconds_by_name
 from pipelines.process.metrics import (
@@ -28,6 +29,7 @@ from pipelines.process.metrics import (
 )
 
 COMMIT_EVERY_S = 3.0
+LEAST_BETWEEN = 20  # times what the last commit took: commits to a lake of many pictures take longer
 # What is not said yet to be covered is looked at once more after a kill, and found to have its values.
 COVER_EVERY_S = 30.0
 
@@ -76,7 +78,8 @@ class Committer:
         self._rows: dict[str, Counter[str]] = {}
         self._dropped: dict[str, Counter[str]] = {}
         self._outcomes: dict[str, dict[str, Any]] = {}
-        self._committed_at = self._covered_at = 0.0
+        self._committed_at = self._covered_at = self._took = 0.0
+        self._compaction = RunningCompaction(lake)
         self._uncovered: list[int] = []  # asset numbers
         self._first_result_at: float | None = None
         self._last_result_at = 0.0
@@ -106,7 +109,7 @@ class Committer:
             self._steady_frames += sum(sum(rows.get(table, {}).values()) for table in ("frames", "dropped"))
         for outcome in map(json.loads, result["outcomes"]):
             self.add_outcome(outcome)
-        if time.monotonic() - self._committed_at >= COMMIT_EVERY_S:
+        if time.monotonic() - self._committed_at >= max(COMMIT_EVERY_S, LEAST_BETWEEN * self._took):
             self.flush()
 
     def add_outcome(self, outcome: dict[str, Any]) -> None:
@@ -147,12 +150,15 @@ class Committer:
         began, metrics = time.monotonic(), current()
         complete = [o for o in self._outcomes.values() if self._came(o["asset_id"]) >= o["frames"]]
         for table in sorted(self._fragments, key=_commit_order):
-            self.lake.commit(table, self._fragments.pop(table))
+            fragments = self._fragments.pop(table)
+            self.lake.commit(table, fragments)
+            self._compaction.appended(table, len(fragments))
             metrics.add(COMMITS, table=table)
         if complete:
             self._settle(complete)
         self._committed_at = time.monotonic()
-        metrics.add(COMMIT_SECONDS, self._committed_at - began)
+        self._took = self._committed_at - began
+        metrics.add(COMMIT_SECONDS, self._took)
         metrics.publish()
         if self._uncovered and (last or self._committed_at - self._covered_at >= COVER_EVERY_S):
             cover(self.lake, self.covers, AssetSet(self._uncovered), self.run_id)
@@ -181,6 +187,7 @@ class Committer:
             if rows:
                 settled = pa.Table.from_pylist(rows, SCHEMAS[table])
                 self.lake.append(table, settled)
+                self._compaction.appended(table)
                 metrics.add(COMMITS, table=table)
                 if self.replacing:
                     forget_replaced(self.lake, settled, op, self.table)

@@ -18,6 +18,7 @@ import pyarrow as pa
 from pipelines.lake.assets import KnownAssets, replace_assets
 from pipelines.lake.lake import Lake
 from pipelines.lake.lease import Lease
+from pipelines.lake.maintenance import RunningCompaction
 from pipelines.lake.numbers import number_assets
 from pipelines.lake.schema import SCHEMAS
 from pipelines.progress import State, callback, shows_progress
@@ -132,7 +133,7 @@ class _Committer:
 
     def __init__(self, lake: Lake, report: IngestReport) -> None:
         self._lake, self._report = lake, report
-        self._known = KnownAssets(lake)
+        self._known, self._compaction = KnownAssets(lake), RunningCompaction(lake)
         self._listed: list[pa.RecordBatch] = []
         self._new: list[pa.RecordBatch] = []
         self._changed: list[pa.RecordBatch] = []
@@ -171,6 +172,7 @@ class _Committer:
         if new.num_rows or changed.num_rows:
             self._lake.check_space()
             self._lake.append("assets", new)
+            self._compaction.appended("assets")
             replace_assets(self._lake, changed)
             self._report.added += new.num_rows
             self._report.changed += changed.num_rows

@@ -9,9 +9,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipelines.lake import SCHEMAS, Lake, Lease, embedding_column, embedding_field
+from pipelines.lake import SCHEMAS, Lake, Lease, embedding_column, embedding_field, maintenance
 from pipelines.lake.indices import KINDS, Trial, index_scalar, index_vectors, ray_is_running, try_kinds
-from pipelines.lake.maintenance import compact_table, forget_versions, maintain
+from pipelines.lake.maintenance import RunningCompaction, compact_table, forget_versions, maintain
 from pipelines.lake.query import exact_scores, nearest_frames
 from vfm_ops.errors import UsageError
 
@@ -100,6 +100,23 @@ def test_deleted_and_compacted_rows_leave_the_index_right(lake):
     found = nearest_frames(lake, COLUMN, clustered(3000)[501], 5, None, ["frame_id"])["frame_id"].to_pylist()
     assert found[0] == "f501"
     assert all(int(f[1:]) % 2 for f in found)
+
+
+def test_what_a_run_appends_is_merged_as_it_goes_but_for_pictures(lake, monkeypatch):
+    monkeypatch.setattr(maintenance, "COMPACT_AFTER", 8)
+    compaction = RunningCompaction(lake)
+    for i in range(40):
+        lake.append("assets", pa.Table.from_pylist([{"asset_id": f"a{i}", "uri": f"/x/{i}.jpg"}], SCHEMAS["assets"]))
+        compaction.appended("assets")
+        assert len(lake.dataset("assets").get_fragments()) <= 9
+    assert lake.read("assets", ["asset_id"])["asset_id"].to_pylist() == [f"a{i}" for i in range(40)]
+    lake.ensure("frames")
+    row = {"frame_id": "p", "asset_id": "p", "run_key": "r.1", "jpeg": bytes(50_000)}
+    before = len(lake.dataset("frames").get_fragments())
+    for i in range(20):
+        lake.append("frames", pa.Table.from_pylist([row | {"frame_id": f"p{i}"}], SCHEMAS["frames"]))
+        compaction.appended("frames")
+    assert len(lake.dataset("frames").get_fragments()) == before + 20
 
 
 def test_maintenance_keeps_every_row_and_makes_every_index(lake):

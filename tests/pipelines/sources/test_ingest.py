@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import pipelines.sources.run as module
-from pipelines.lake import SCHEMAS, Lake, assets, make_asset_id
+from pipelines.lake import SCHEMAS, Lake, assets, maintenance, make_asset_id
 from pipelines.lake.assets import AssetIndex
 from pipelines.lake.lease import Lease
 from pipelines.sources import ListingOptions, ingest
@@ -184,6 +184,17 @@ def test_an_ingest_whose_ids_lie_in_files_adds_nothing_twice(tree, tmp_path, mon
     again = ingest([str(tree)], str(tmp_path / "lake"))
     assert (first.added, first.repeated) == (10, 10)
     assert (again.added, again.changed, again.unchanged) == (0, 1, 9)
+
+
+def test_many_commits_leave_few_fragments(tree, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "COMMIT_ROWS", 1)
+    monkeypatch.setattr(module, "LOOK_ROWS", 1)
+    monkeypatch.setattr(maintenance, "COMPACT_AFTER", 4)
+    monkeypatch.setattr("pipelines.sources.lookup._CHUNK", 1)
+    (tmp_path / "list.txt").write_text("\n".join(str(p) for p in tree.rglob("*.jpg")))
+    assert ingest([], tmp_path / "lake", lists=[str(tmp_path / "list.txt")]).commits == 10
+    dataset = Lake.open(tmp_path / "lake").dataset("assets")
+    assert (dataset.count_rows(), len(dataset.get_fragments())) == (10, 3)
 
 
 def test_no_room_for_the_files_is_a_sentence(tree, tmp_path, monkeypatch):
