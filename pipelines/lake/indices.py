@@ -11,7 +11,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -311,7 +311,12 @@ def ray_is_running() -> bool:
 
 def data_bytes(dataset: Any) -> int:
     """Bytes of the data files that this version of a table refers to."""
-    return sum(d.file_size_bytes or 0 for f in dataset.get_fragments() for d in f.data_files())
+    return fragment_bytes(dataset.get_fragments())
+
+
+def fragment_bytes(fragments: Iterable[Any]) -> int:
+    """Bytes of the data files of fragments."""
+    return sum(d.file_size_bytes or 0 for f in fragments for d in f.data_files())
 
 
 def worth_distributing(dataset: Any) -> bool:

@@ -23,6 +23,7 @@ from pipelines.lake.indices import (
     IndexReport,
     Kind,
     data_bytes,
+    fragment_bytes,
     index_scalar,
     index_vectors,
     newest,
@@ -136,8 +137,8 @@ class RunningCompaction:
         if self._appended[table] < COMPACT_AFTER or table in self._heavy:
             return
         self._appended[table] = 0
-        dataset = newest(self._lake, table)
-        if data_bytes(dataset) >= HEAVY_ROW * dataset.count_rows():
+        late = newest(self._lake, table).get_fragments()[-COMPACT_AFTER:]
+        if fragment_bytes(late) >= HEAVY_ROW * sum(f.metadata.num_rows for f in late):
             self._heavy.add(table)
         else:
             compact_table(self._lake, table, spread=False)  # Ray's CPUs are the run's
