@@ -26,9 +26,16 @@ BENCHMARKS = (
     "copies",
     "pretrain",
     "serve",
+    "scale",
     "gpu",
 )
-RESUMABLE = ("peers", "curate", "pretrain", "gpu")  # long ones: rows that --out already holds are not measured again
+RESUMABLE = (
+    "peers",
+    "curate",
+    "pretrain",
+    "scale",
+    "gpu",
+)  # long ones: rows that --out already holds are not measured again
 ON_DEVICE = ("gpu",)  # that take --device
 
 
@@ -41,6 +48,9 @@ def command(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of the table.")] = False,
     device: Annotated[str | None, typer.Option(help="Of `gpu`: cuda, cuda:N, or cpu. [default: cuda]")] = None,
+    largest: Annotated[
+        int | None, typer.Option(min=1000, help="Of `scale`: measure a lake of so many assets, too.")
+    ] = None,
 ) -> int:
     """Measures ours against the bare loop and against peers, in one run."""
     available = [name for name in BENCHMARKS if importlib.util.find_spec(f"jobs.bench.{name}")]
@@ -48,8 +58,14 @@ def command(
         raise UsageError(f"there is no benchmark {what!r}: use one of {', '.join(available)}")
     if device is not None and what not in ON_DEVICE:
         raise UsageError(f"--device is of {', '.join(ON_DEVICE)}, not of {what}")
+    if largest is not None and what != "scale":
+        raise UsageError(f"--largest is of scale, not of {what}")
     device = (device or "cuda") if what in ON_DEVICE else None
-    settings = ({"kept": out} if what in RESUMABLE else {}) | ({"device": device} if what in ON_DEVICE else {})
+    settings: dict[str, Any] = ({"kept": out} if what in RESUMABLE else {}) | (
+        {"device": device} if what in ON_DEVICE else {}
+    )
+    if largest is not None:
+        settings["largest"] = largest
     rows = importlib.import_module(f"jobs.bench.{what}").measure(quick, **settings)
     result = {**heading(what, quick, device), "rows": rows}
     if out:
