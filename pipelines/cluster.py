@@ -298,22 +298,57 @@ def _has_room(share: float) -> bool:
 def explaining(problem: Callable[[], str | None], after_s: float | None = None) -> Iterator[None]:
     """Says what `problem` finds wrong, once it did so for a minute, and again every minute; runs beside the body."""
     after = SAY_AFTER_S if after_s is None else after_s
-    stop = threading.Event()
+    waited = 0.0
 
     def look() -> None:
-        waited = 0.0
-        while not stop.wait(min(LOOK_EVERY_S, after)):
-            try:
-                found = problem()
-            except Exception:  # Ray is ending, or its private tables have changed: nobody is told less than before
-                logger.debug("what waits for a node is not known", exc_info=True)
-                return
-            waited = waited + min(LOOK_EVERY_S, after) if found else 0.0
-            if found and waited >= after:
-                logger.warning("%s", found)
-                waited = 0.0
+        nonlocal waited
+        found = problem()
+        waited = waited + min(LOOK_EVERY_S, after) if found else 0.0
+        if found and waited >= after:
+            logger.warning("%s", found)
+            waited = 0.0
 
-    thread = threading.Thread(target=look, daemon=True, name="scheduling")
+    with looking(look, min(LOOK_EVERY_S, after)):
+        yield
+
+
+@contextmanager
+def telling_of_nodes() -> Iterator[None]:
+    """Says which nodes go and which come; runs beside the body."""
+    import ray
+
+    known = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+
+    def look() -> None:
+        for node in ray.nodes():
+            name = f"the node {node['NodeManagerAddress']}, with {int(node['Resources'].get('CPU', 0))} CPUs,"
+            if node["Alive"] and node["NodeID"] not in known:
+                known.add(node["NodeID"])
+                logger.warning("%s has come: it is given work", name)
+            elif not node["Alive"] and node["NodeID"] in known:
+                known.remove(node["NodeID"])
+                why = str(node.get("DeathReasonMessage") or "").strip().rstrip(".")
+                name = f"the node {node['NodeManagerAddress']}"  # of one that is gone, Ray forgets what it had
+                logger.warning("%s is gone%s; what it was at work on is done again", name, f" ({why})" if why else "")
+
+    with looking(look, LOOK_EVERY_S):
+        yield
+
+
+@contextmanager
+def looking(look: Callable[[], None], every_s: float) -> Iterator[None]:
+    """Calls `look` now and then beside the body."""
+    stop = threading.Event()
+
+    def loop() -> None:
+        while not stop.wait(every_s):
+            try:
+                look()
+            except Exception:  # Ray is ending, or its private tables have changed: nobody is told less than before
+                logger.debug("what Ray's nodes and workers do is not known", exc_info=True)
+                return
+
+    thread = threading.Thread(target=loop, daemon=True, name="looking at Ray")
     thread.start()
     try:
         yield

@@ -107,6 +107,7 @@ def assets_at(folder: Path, count: int) -> dict[str, tuple[float, float]]:
         "one commit": _one_commit(lake),
     }
     _settle(lake)
+    found["process, after a kill, nothing to do"] = timed("process", "--lake", lake.root, *EMBED_ONLY)
     found["process, nothing to do"] = timed("process", "--lake", lake.root, *EMBED_ONLY)
     found["verify"] = timed("verify", "--lake", lake.root)
     return found

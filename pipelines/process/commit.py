@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import time
 from collections import Counter
@@ -27,6 +28,8 @@ from pipelines.process.metrics import (
     WORKER_DEATHS,
     current,
 )
+
+logger = logging.getLogger(__name__)
 
 COMMIT_EVERY_S = 3.0
 LEAST_BETWEEN = 20  # times what the last commit took: commits to a lake of many pictures take longer
@@ -100,6 +103,8 @@ class Committer:
         stages = [StageStats(**stage) for stage in stats["stages"]]
         add_stages(current().add_to_file, stages)
         current().add_to_file(WORKER_DEATHS, stats["deaths"])
+        if stats["deaths"]:
+            logger.warning("a worker died, and another took its place: what it was at work on is done again")
         self.seconds.update(seconds_by_name(stages))
         self._cpu.setdefault(stats["actor"], []).append(stats["cpu"])
         self._last_result_at = time.monotonic()

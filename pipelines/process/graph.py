@@ -28,6 +28,7 @@ from pipelines.cluster import (
     no_worker,
     place,
     pool_of,
+    telling_of_nodes,
     wait_for_nodes,
     within,
 )
@@ -239,7 +240,7 @@ def run_on_ray(
     if not alone:
         units = share_out(units, first.at_once)
     try:
-        with explaining(lambda: no_worker(last.cpus, last.gpus)):
+        with explaining(lambda: no_worker(last.cpus, last.gpus)), telling_of_nodes():
             yield from build_dataset(lake, recipe, units, stages, work, alone).iter_batches(
                 batch_size=None, batch_format="pyarrow", prefetch_batches=0
             )

@@ -10,7 +10,8 @@ import pytest
 
 from jobs.scheduler import Schedule, ScheduleStore
 from pipelines.curation import selections
-from tests.jobs.test_cluster import ROOT, cluster  # noqa: F401 - a fixture
+from tests.cluster.nodes import ROOT
+from tests.cluster.test_jobs import cluster  # noqa: F401 - a fixture
 from tests.pipelines.curation.conftest import LakeBuilder, kinds, picture
 
 
@@ -23,13 +24,16 @@ def lake(tmp_path):
 
 
 def test_a_due_schedule_is_curated_by_the_cluster_once_and_its_end_is_noted(cluster, lake, tmp_path):  # noqa: F811
-    env, address = cluster
     store = ScheduleStore(tmp_path / "s.sqlite")
     recipe = "sample: {target: 10}\nseed: 5\n"
     # Due every hour, added two hours ago: two times were missed, one run is made up for.
-    store.add(Schedule("nightly", "0 * * * *", "UTC", lake.root, "nightly", recipe, address), time.time() - 7200)
+    store.add(
+        Schedule("nightly", "0 * * * *", "UTC", lake.root, "nightly", recipe, cluster.dashboard), time.time() - 7200
+    )
     command = [sys.executable, "-m", "jobs.schedule", "run", "--state", str(store.path)]
-    scheduler = subprocess.Popen(command, env=env, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    scheduler = subprocess.Popen(
+        command, env=cluster.env, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     said = []
     try:
         for line in scheduler.stdout:
