@@ -142,7 +142,7 @@ def kill_the_driver(scene: Scene) -> tuple[str, str]:
 
 def kill_a_decoder(scene: Scene) -> tuple[str, str]:
     """A process that decodes, of one of the actors, is killed."""
-    decoders = [p for name in ("node1", "node2") for p in scene.cluster.nodes[name].workers("sandbox_process")]
+    decoders = [p for name in ("node1", "node2") for p in scene.cluster.nodes[name].workers("sandbox_worker")]
     scene.rng.choice(decoders).kill()
     return "SUCCEEDED", ""
 

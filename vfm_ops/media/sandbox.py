@@ -19,7 +19,7 @@ import numpy as np
 from vfm_ops.errors import MediaError, UsageError, VfmError
 from vfm_ops.media.frame import DecodeSettings, Frame
 from vfm_ops.media.probe import Probe
-from vfm_ops.media.sandbox_process import DecoderProcess, ProcessDied
+from vfm_ops.media.sandbox_process import CRASH, DecoderProcess, ProcessDied
 from vfm_ops.media.sandbox_protocol import frame_from_list, probe_from_dict
 from vfm_ops.media.source import MediaSource
 
@@ -83,6 +83,7 @@ class _Batch:
         self.results: list[Frame | MediaError | None] = [None] * len(sources)
         self.request = 0
         self.unexplained = 0
+        self.crashed: set[int] = set()
 
     @property
     def pending(self) -> list[int]:
@@ -91,6 +92,13 @@ class _Batch:
     def submit(self, process: DecoderProcess) -> None:
         sources = [self.sources[i].to_tuple() for i in self.pending]
         self.request = process.submit({"op": "images", "sources": sources})
+
+    def blame(self, i: int, death: ProcessDied) -> None:
+        """A process died over a source. Somebody may have killed it: a crash is the source's fault at the second time."""
+        if death.kind == CRASH and i not in self.crashed:
+            self.crashed.add(i)
+        else:
+            self.results[i] = _death_error(death, self.sources[i])
 
     def take(self, answer: list[Any]) -> None:
         for i, item in zip(self.pending, answer):
@@ -175,11 +183,20 @@ class Sandbox:
 
     def probe(self, source: MediaSource) -> Probe:
         """A video's timeline (see `probe_video`). Raises MediaError."""
-        with self._borrow() as (child,), _no_crash(child, source):
-            answer = child.ask({"op": "probe", "source": source.to_tuple()})
+        try:
+            answer = self._probe(source)
+        except MediaError as e:
+            if not _has_crashed(e):
+                raise
+            answer = self._probe(source)
         if "kind" in answer:
             raise MediaError(answer["kind"], answer["message"])
         return probe_from_dict(answer["probe"])
+
+    def _probe(self, source: MediaSource) -> dict[str, Any]:
+        with self._borrow() as (child,), _no_crash(child, source):
+            answer: dict[str, Any] = child.ask({"op": "probe", "source": source.to_tuple()})
+        return answer
 
     def thumbnails(
         self, source: MediaSource, probe: Probe | None = None, width: int | None = None
@@ -215,6 +232,27 @@ class Sandbox:
         return self._stream(source, probe, indices, frames=True, thumbnails=width or True)
 
     def _stream(
+        self, source: MediaSource, probe: Probe | None, indices: np.ndarray | None, frames: bool, thumbnails: bool | int
+    ) -> Iterator[tuple[np.ndarray | None, list[Frame]]]:
+        """Chunks of a video. A process that crashes may have been killed: another one goes on where it was, once."""
+        chunks, thumbs, whole = self._chunks(source, probe, indices, frames, thumbnails), 0, 0
+        try:
+            for thumbnail, frame in chunks:
+                thumbs, whole = thumbs + (0 if thumbnail is None else len(thumbnail)), whole + len(frame)
+                yield thumbnail, frame
+            return
+        except MediaError as e:
+            if not _has_crashed(e):
+                raise
+        for thumbnail, frame in self._chunks(source, probe, indices, frames, thumbnails):
+            known = 0 if thumbnail is None else len(thumbnail)
+            late = None if thumbnail is None or known <= thumbs else thumbnail[thumbs:]
+            rest = frame[whole:]
+            thumbs, whole = max(0, thumbs - known), max(0, whole - len(frame))
+            if late is not None or rest:
+                yield late, rest
+
+    def _chunks(
         self, source: MediaSource, probe: Probe | None, indices: np.ndarray | None, frames: bool, thumbnails: bool | int
     ) -> Iterator[tuple[np.ndarray | None, list[Frame]]]:
         request = {
@@ -301,8 +339,7 @@ class _ImageFlow:
                 self._blame_nobody(queue[0], death)
             for batch in queue:
                 if batch.request == death.request and batch.pending:
-                    i = batch.pending[death.item]
-                    batch.results[i] = _death_error(death, batch.sources[i])
+                    batch.blame(batch.pending[death.item], death)
             while queue and not queue[0].pending:
                 queue.popleft()
             for batch in queue:
@@ -319,6 +356,11 @@ class _ImageFlow:
 
 def _death_error(death: ProcessDied, source: MediaSource) -> MediaError:
     return MediaError(death.kind, f"{source.name}: {death.reason}; leave it out, or re-encode it and try again.")
+
+
+def _has_crashed(error: MediaError) -> bool:
+    """Whether a process died, of which nobody knows whose fault it was."""
+    return error.kind == CRASH and isinstance(error.__cause__, ProcessDied)
 
 
 @contextmanager

@@ -24,6 +24,7 @@ SLABS = 4
 _LEASABLE = 2
 _LARGE_SLAB = 32 << 20
 _START_SECONDS = 120.0
+CRASH = "crash"  # kind of an error: the process ended, whoever ended it
 
 
 class ProcessDied(Exception):
@@ -177,7 +178,7 @@ class DecoderProcess:
         code = self._popen.wait()
         if not self._ready:
             raise VfmError(f"The decoder process can't start: {self._error_output() or f'exit code {code}'}")
-        return self._died("crash", f"its decoder crashed ({how_it_ended(code)})")
+        return self._died(CRASH, f"its decoder crashed ({how_it_ended(code)})")
 
     def _timed_out(self) -> ProcessDied:
         self.kill()

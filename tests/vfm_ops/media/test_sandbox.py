@@ -117,17 +117,19 @@ def test_hang_costs_one_item_within_the_deadline(stills, hanging):
         assert frame.jpeg == Path(source.uri).read_bytes()
 
 
-def signal_when_decoding(pool: Sandbox, item: int, number: int) -> threading.Thread:
-    """Sends a signal to the child that works on this item of a batch, as soon as its control page says so."""
+def signal_when_decoding(pool: Sandbox, item: int, number: int, times: int = 1) -> threading.Thread:
+    """Sends a signal to the child that works on this item of a batch, as soon as its control page says so; then to the next."""
 
     def watch() -> None:
-        pause = threading.Event()
-        while True:
+        pause, hit = threading.Event(), set[int]()
+        while len(hit) < times:
             for child in list(pool._lent):
                 process = child._process
-                if process is not None and process.is_alive and process._control[ITEM] == item:
+                if process is None or process.pid in hit:
+                    continue
+                if process.is_alive and process._control[ITEM] == item:
                     os.kill(process.pid, number)
-                    return
+                    hit.add(process.pid)
             pause.wait(0.005)
 
     thread = threading.Thread(target=watch)
@@ -137,12 +139,29 @@ def signal_when_decoding(pool: Sandbox, item: int, number: int) -> threading.Thr
 
 def test_segfault_costs_one_item(stills, hanging):
     with Sandbox(DecodeSettings(), processes=2) as pool:
-        thread = signal_when_decoding(pool, 15, signal.SIGSEGV)
+        thread = signal_when_decoding(pool, 15, signal.SIGSEGV, times=2)
         results = list(pool.images([*stills[:15], hanging, *stills[15:60]]))
         thread.join()
     assert [i for i, result in enumerate(results) if isinstance(result, MediaError)] == [15]
     assert results[15].kind == "crash"
     assert "SIGSEGV" in str(results[15])
+
+
+def test_a_child_that_somebody_kills_costs_nothing(stills, bikes):
+    """The system does, when memory is short: the file that was being decoded has done nothing."""
+    with Sandbox(DecodeSettings(jpeg=False), processes=2) as pool:
+        thread = signal_when_decoding(pool, 5, signal.SIGKILL)
+        assert all(isinstance(result, Frame) for result in pool.images([s for _ in range(20) for s in stills[:60]]))
+        thread.join()
+        source, seen, thumbnails = MediaSource(str(bikes)), [], 0
+        for chunk, frames in pool.frames_and_thumbnails(source):
+            seen += [frame.frame_index for frame in frames]
+            thumbnails += 0 if chunk is None else len(chunk)
+            if len(seen) > 60 and thread is not None:
+                os.kill(pool._lent[0].process.pid, signal.SIGKILL)
+                thread = None
+    assert thread is None
+    assert (seen, thumbnails) == (list(range(250)), 250)
 
 
 def test_child_that_dies_idle_costs_nothing(sandbox, stills, bikes):
