@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shlex
 import shutil
 import signal
@@ -16,6 +17,7 @@ import subprocess
 import sys
 import time
 import uuid
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -39,14 +41,14 @@ STARTS_S = 90
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on."""
-    sockets = [socket.socket() for _ in range(count)]
-    for one in sockets:
-        one.bind(("127.0.0.1", 0))
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
+    """Ports that nobody listens on, below those that the system gives to whoever connects."""
+    free: list[int] = []
+    while len(free) < count:
+        port = random.randrange(20_000, 32_000)
+        with socket.socket() as one, suppress(OSError):
+            one.bind(("127.0.0.1", port))
+            free.append(port)
+    return free
 
 
 @dataclass
@@ -218,11 +220,14 @@ class Cluster:
         said = self.asked("v0/nodes?detail=True&limit=100").get("data", {}).get("result", {}).get("result", [])
         return [node for node in said if node["state"] == "ALIVE"]
 
-    def submit(self, *command: str) -> Job:
-        """Submits a command of Python's, run where the product lies."""
+    def submit(self, *command: str, host: str = "") -> Job:
+        """Submits a command of Python's, run where the product lies. host: where it believes to be; takes root."""
+        line = shlex.join([sys.executable, *command])
+        if host:
+            line = shlex.join(["unshare", "--uts", "sh", "-c", f"hostname {host} && exec {line}"])
         job = f"job-{uuid.uuid4().hex[:8]}"
         env = {"env_vars": {"RAY_JOB_ID_OF_TEST": job, "PYTHONPATH": str(ROOT)}}
-        body = {"entrypoint": shlex.join([sys.executable, *command]), "submission_id": job, "runtime_env": env}
+        body = {"entrypoint": line, "submission_id": job, "runtime_env": env}
         until(lambda: self.asked("jobs/", **body), STARTS_S)
         return Job(self, job)
 
