@@ -12,6 +12,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from jobs.cli import in_options, run
 from pipelines.sources import IngestReport, ListingOptions, ingest
+from vfm_ops.allocator import share_one_heap
 from vfm_ops.errors import UsageError
 
 
@@ -44,6 +45,7 @@ def command(
     if not lake:
         raise UsageError("name the lake: --lake DIRECTORY, or --lake s3://bucket/prefix")
     options = ListingOptions(captions, labels, column, max_members, max_member_bytes, threads, allow_outside)
+    share_one_heap()
     with _IngestProgress() as progress:
         report = ingest(sources or [], lake, lists=lists or [], options=options, progress=progress)
     print(json.dumps(report.as_dict()) if as_json else _summary(report))

@@ -10,6 +10,7 @@ import typer
 
 from jobs.cli import run
 from pipelines.lake import Lake, verify_lake
+from vfm_ops.allocator import share_one_heap
 
 
 def command(
@@ -22,6 +23,7 @@ def command(
 ) -> int:
     """Proves that a lake is whole. Exit code 0 when it is, 3 when it isn't."""
     target = Lake.open(lake)
+    share_one_heap()
     report = verify_lake(target)
     if deep:
         from pipelines.process.verify import verify_deep

@@ -18,7 +18,7 @@ from pipelines.lake.keys import derived_tables
 from pipelines.lake.lake import Lake
 from vfm_ops.errors import UsageError
 
-SPILLED = 1 << 22  # ids of a run that is put into a file: 100 MB
+SPILLED = 1 << 21  # ids of a run that is put into a file: 50 MB
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,7 @@ from lance.fragment import FragmentMetadata  # noqa: E402
 MARKER = "lake.json"
 # Pauses between tries of one write, in seconds: an object store may refuse for half a minute; a disk that fails once is asked
 # again at once, since another writer of the same machine may have come first.
+READ_AHEAD = 128 << 20  # bytes; left alone, Lance reads up to 2 GB that nobody has asked for yet
 STORE_WAITS_S, DISK_WAITS_S = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0), (0.0, 0.0)
 
 T = TypeVar("T")
@@ -189,6 +190,7 @@ class Lake(Annotated, Tables):
         if ds is None:
             return
         with filter_errors(table, filter):
+            options = {"io_buffer_size": READ_AHEAD, **options}
             yield from ds.scanner(columns=columns, filter=filter and bounded(filter), **options).to_batches()
 
     def read(self, table: str, columns: list[str] | None = None, filter: str | None = None, **options: Any) -> pa.Table:

@@ -11,7 +11,7 @@ from pipelines.lake import Lake, PendingAssets, Work, quarantined_assets
 from pipelines.lake.sql import literal
 from pipelines.process.units import cut_units
 
-SEGMENT = 1 << 25  # assets, 20 bytes each: a cluster is idle for seconds between two of them
+SEGMENT = 1 << 23  # assets, 20 bytes each: a cluster is idle for seconds between two of them
 
 
 def assets_left(lake: Lake, work: Work, run_id: str, retry: bool) -> tuple[Iterable[pa.RecordBatch], int]:

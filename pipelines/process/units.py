@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipelines.lake import Lake
 
@@ -20,7 +21,7 @@ VIDEO_COST = 24  # a short video, in images
 
 def asset_costs(media_type: pa.Array, size: pa.Array) -> np.ndarray:
     """Rough work of each asset in images' worth: 1 for a still, growing with its bytes for a video. float64 (N,)."""
-    video = np.array([t != "image" for t in media_type.to_pylist()], dtype=bool)
+    video = ~pc.fill_null(pc.equal(media_type, "image"), False).to_numpy(zero_copy_only=False)
     size_mb = np.nan_to_num(size.cast(pa.float64()).to_numpy(zero_copy_only=False)) / 2**20
     return np.where(video, VIDEO_COST + 8 * size_mb, 1 + size_mb / 4)
 
@@ -32,23 +33,25 @@ def cut_units(
 
     Yields tables of row_id (uint64), attempt (int32, from 1) and cost (float64, in images' worth).
     """
-    rows: list[int] = []
-    attempts: list[int] = []
-    work: list[float] = []
+    held: list[tuple[np.ndarray, ...]] = []  # parts of the unit: rows, attempts, costs
     budget, filled = float(first), 0.0
     for batch in batches:
         costs = asset_costs(batch["media_type"], batch["size"])
-        tries = batch["attempt"].to_pylist() if "attempt" in batch.schema.names else [0] * batch.num_rows
-        for row, cost, attempt in zip(batch["_rowid"].to_pylist(), costs, tries):
-            if rows and filled + cost > budget:
-                yield _unit(rows, attempts, work)
-                rows, attempts, work, filled, budget = [], [], [], 0.0, min(budget * 2, largest)
-            rows.append(row)
-            attempts.append(attempt + 1)
-            work.append(cost)
-            filled += cost
-    if rows:
-        yield _unit(rows, attempts, work)
+        rows, total = batch["_rowid"].to_numpy(), np.cumsum(costs)
+        tries = batch["attempt"].to_numpy() + 1 if "attempt" in batch.schema.names else np.ones(len(rows), np.int32)
+        start = 0
+        while start < len(rows):
+            before = total[start - 1] if start else 0.0
+            end = max(start, int(np.searchsorted(total, before + budget - filled, side="right")))
+            end += end == start and not held  # a unit has one asset at least, whatever it costs
+            if end > start:
+                held.append((rows[start:end], tries[start:end], costs[start:end]))
+                filled, start = filled + total[end - 1] - before, end
+            if start < len(rows):
+                yield _unit(*map(np.concatenate, zip(*held)))
+                held, filled, budget = [], 0.0, min(budget * 2, largest)
+    if held:
+        yield _unit(*map(np.concatenate, zip(*held)))
 
 
 def share_out(units: list[pa.Table], workers: int) -> list[pa.Table]:
@@ -84,9 +87,14 @@ def read_unit(lake: Lake, version: int, unit: pa.Table) -> pa.Table:
 
 def empty_unit() -> pa.Table:
     """A unit of no assets: what runs it shows that a worker can be built."""
-    return _unit([], [], [])
+    return _unit(np.empty(0), np.empty(0), np.empty(0))
 
 
-def _unit(rows: list[int], attempts: list[int], costs: list[float]) -> pa.Table:
-    columns = {"row_id": pa.array(rows, pa.uint64()), "attempt": pa.array(attempts, pa.int32())}
-    return pa.table({**columns, "cost": pa.array(costs, pa.float64())})
+def _unit(rows: np.ndarray, attempts: np.ndarray, costs: np.ndarray) -> pa.Table:
+    return pa.table(
+        {
+            "row_id": pa.array(rows.astype(np.uint64)),
+            "attempt": pa.array(attempts.astype(np.int32)),
+            "cost": pa.array(costs.astype(np.float64)),
+        }
+    )

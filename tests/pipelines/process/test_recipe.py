@@ -135,6 +135,23 @@ def test_units_hold_every_asset_once_and_in_order(assets):
     assert np.sum(stills) == len(assets)
 
 
+@given(st.lists(st.integers(0, 1 << 26), max_size=120), st.integers(1, 40), st.sampled_from([(4.0, 64.0), (0.0, 0.0)]))
+def test_units_are_those_of_a_walk_over_the_assets_however_they_come(sizes, at_a_time, budgets):
+    first, largest = budgets
+    costs = [1 + size / (1 << 22) for size in sizes]
+    expected, filled, budget = [0] * bool(sizes), 0.0, first
+    for cost in costs:
+        if expected[-1] and filled + cost > budget:
+            expected, filled, budget = [*expected, 0], 0.0, min(2 * budget, largest)
+        expected[-1] += 1
+        filled += cost
+    columns = {"media_type": pa.array(["image"] * len(sizes)), "size": pa.array(sizes, pa.int64())}
+    table = pa.table({"_rowid": pa.array(range(len(sizes)), pa.uint64()), **columns})
+    units = list(cut_units(table.to_batches(at_a_time), first, largest))
+    assert [u.num_rows for u in units] == expected
+    assert np.allclose([c for u in units for c in u["cost"].to_pylist()], costs)
+
+
 def test_quality_bounds_are_in_the_units_that_frames_are_measured_in():
     """A bound of 40 for luminance, meant for 0 to 255, would drop every frame there is."""
     white = frame_quality(quality_gray(np.full((32, 32, 3), 255, np.uint8)))
