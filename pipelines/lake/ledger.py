@@ -98,7 +98,7 @@ def sweep(lake: Lake) -> dict[str, int]:
     """
     removed = {"ledger": _keep_newest(lake)}
     owners = _pairs(lake, "ledger", "quarantine", where={"quarantine": "salvaged_frames > 0"})
-    for table in derived_tables(lake):
+    for table in filter(lake.count, derived_tables(lake)):
         strays = [np.setdiff1d(*parts) for parts in zip(_pairs(lake, table), owners)]
         orphans: dict[str, set[str]] = {}
         for asset_id, run_key in _rows_of(lake, table, ["asset_id", "run_key"], np.concatenate(strays)):
