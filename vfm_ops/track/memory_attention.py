@@ -97,12 +97,15 @@ class BatchedMemoryAttention:
 
     def _rotate(self, x_NHKD: Tensor, unturned: int) -> Tensor:
         """Axial rotary embedding of every whole image of tokens; the last `unturned` tokens are left as they are."""
-        n, heads, length, width = x_NHKD.shape
-        images = x_NHKD[:, :, : length - unturned].float().reshape(n, heads, -1, len(self.cos_LD), width)
-        x, y = images.split(width // 2, -1)
-        turned = torch.cat([x * self.cos_LD - y * self.sin_LD, y * self.cos_LD + x * self.sin_LD], -1)
-        turned = turned.reshape(n, heads, length - unturned, width).to(x_NHKD.dtype)
-        return torch.cat([turned, x_NHKD[:, :, length - unturned :]], 2) if unturned else turned
+        turned = x_NHKD.shape[2] - unturned
+        out_NHKD = torch.empty_like(x_NHKD, dtype=torch.float32)
+        images = (part[:, :, :turned].unflatten(2, (-1, len(self.cos_LD))) for part in (x_NHKD.float(), out_NHKD))
+        (x, y), (out_x, out_y) = (part.chunk(2, -1) for part in images)
+        # Written where they belong: sums and concatenations of what goes at once are a fifth of the time of many objects.
+        torch.mul(x, self.cos_LD, out=out_x).addcmul_(y, self.sin_LD, value=-1)
+        torch.mul(y, self.cos_LD, out=out_y).addcmul_(x, self.sin_LD)
+        out_NHKD[:, :, turned:] = x_NHKD[:, :, turned:]
+        return out_NHKD.to(x_NHKD.dtype)
 
 
 _Linear = tuple[Tensor, Tensor]
