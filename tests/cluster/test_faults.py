@@ -254,7 +254,8 @@ def test_a_job_on_a_cluster_that_breaks_leaves_the_rows_of_a_calm_run(cluster, f
     until(lambda: lake.count("frames") >= rng.choice((1, 40, 120)), 120, lambda: scene.job.log)
     status, said = fault(scene)
     assert scene.job.wait() == status, scene.job.log[-3000:]
-    assert said in scene.job.log
+    # A job that ends before a node is missed, since it had nothing more in hand, has nothing to tell.
+    assert said in scene.job.log or not scene.repeated(), scene.job.log[-3000:]
     assert verify_lake(lake).violations == []
     assert differences(corpus.calm, lake) == []
     quarantined = Counter(lake.read("quarantine", ["error_type"])["error_type"].to_pylist())

@@ -42,4 +42,4 @@ def test_commands_on_a_lake_of_synthetic_assets(tmp_path):
     found = scale.assets_at(tmp_path / "small", 1500)
     assert set(found) >= {"ingest", "ingest, nothing new", "first committed row", "process, nothing to do", "verify"}
     assert all(seconds > 0 for seconds, _ in found.values())
-    assert found["verify"][1] > 50
+    assert found["verify"][1] > 0
