@@ -321,14 +321,14 @@ def telling_of_nodes() -> Iterator[None]:
 
     def look() -> None:
         for node in ray.nodes():
-            name = f"the node {node['NodeManagerAddress']}, with {int(node['Resources'].get('CPU', 0))} CPUs,"
+            name = f"the node {node['NodeManagerAddress']}"
             if node["Alive"] and node["NodeID"] not in known:
                 known.add(node["NodeID"])
-                logger.warning("%s has come: it is given work", name)
+                cpus = int(node["Resources"].get("CPU", 0))  # of one that is gone, Ray forgets what it had
+                logger.warning("%s, with %d CPUs, has come: it is given work", name, cpus)
             elif not node["Alive"] and node["NodeID"] in known:
                 known.remove(node["NodeID"])
                 why = str(node.get("DeathReasonMessage") or "").strip().rstrip(".")
-                name = f"the node {node['NodeManagerAddress']}"  # of one that is gone, Ray forgets what it had
                 logger.warning("%s is gone%s; what it was at work on is done again", name, f" ({why})" if why else "")
 
     with looking(look, LOOK_EVERY_S):

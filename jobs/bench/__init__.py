@@ -8,6 +8,8 @@ import importlib.util
 import json
 import os
 import platform
+import tempfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -30,13 +32,8 @@ BENCHMARKS = (
     "soak",
     "gpu",
 )
-RESUMABLE = (
-    "peers",
-    "curate",
-    "pretrain",
-    "scale",
-    "gpu",
-)  # long ones: rows that --out already holds are not measured again
+# Long ones: rows that --out already holds are not measured again.
+RESUMABLE = ("peers", "curate", "pretrain", "scale", "gpu")
 ON_DEVICE = ("gpu",)  # that take --device
 
 
@@ -64,10 +61,9 @@ def command(
         if value is not None and what != whose:
             raise UsageError(f"--{option} is of {whose}, not of {what}")
     device = (device or "cuda") if what in ON_DEVICE else None
-    settings: dict[str, Any] = ({"kept": out} if what in RESUMABLE else {}) | (
-        {"device": device} if what in ON_DEVICE else {}
-    )
-    settings |= {name: value for name, value in (("largest", largest), ("minutes", minutes)) if value is not None}
+    settings: dict[str, Any] = {"kept": out} if what in RESUMABLE else {}
+    given = {"device": device, "largest": largest, "minutes": minutes}
+    settings |= {name: value for name, value in given.items() if value is not None}
     rows = importlib.import_module(f"jobs.bench.{what}").measure(quick, **settings)
     result = {**heading(what, quick, device), "rows": rows}
     if out:
@@ -99,6 +95,16 @@ class Kept:
         """Replaces the file."""
         if self.path:
             self.path.write_text(json.dumps({**self.heading, "rows": rows}, indent=1))
+
+    def measure(self, parts: Mapping[str, Callable[[Path], list[dict[str, Any]]]]) -> list[dict[str, Any]]:
+        """Rows of all parts, each measured in a folder of its own, unless its rows are there; they are written part by part."""
+        for part, work in parts.items():
+            if any(row["part"] == part for row in self.rows):
+                continue
+            with tempfile.TemporaryDirectory(prefix="vfm-bench-") as folder:
+                self.rows += [{"part": part, **row} for row in work(Path(folder))]
+            self.write(self.rows)
+        return sorted(self.rows, key=lambda row: list(parts).index(row["part"]))
 
 
 def put_table(path: Path, what: str, text: str) -> None:

@@ -7,9 +7,9 @@ import json
 import random
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,15 +33,7 @@ def measure(quick: bool, kept: Path | None = None) -> list[Row]:
     """
     from jobs.bench import Kept
 
-    file = Kept(kept, "curate", quick)
-    rows = file.rows
-    for part, work in PARTS.items():
-        if any(row["part"] == part for row in rows):
-            continue
-        with tempfile.TemporaryDirectory(prefix="vfm-bench-") as folder:
-            rows += [{"part": part, **row} for row in work(quick, Path(folder))]
-        file.write(rows)
-    return sorted(rows, key=lambda row: list(PARTS).index(row["part"]))
+    return Kept(kept, "curate", quick).measure({part: partial(work, quick) for part, work in PARTS.items()})
 
 
 def _row(

@@ -9,14 +9,11 @@ from __future__ import annotations
 
 import io
 import math
-import os
-import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +23,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from jobs.bench.curate_lakes import vector_lake
-from jobs.bench.process import EMBED_ONLY
+from jobs.bench.process import EMBED_ONLY, first_frame, most_memory
 from jobs.bench.scale_model import predictions
 from pipelines.lake import SCHEMAS, Lake, Lease, with_nulls
 from vfm_ops.errors import VfmError
@@ -54,22 +51,15 @@ def measure(quick: bool, kept: Path | None = None, largest: int | None = None) -
     from jobs.bench import Kept
 
     file = Kept(kept, "scale", quick)
-    rows = file.rows
     sizes = {f"{times}x": times * (20_000 if quick else 1_000_000) for times in (1, 2, 4)}
     parts: dict[str, Callable[[Path], list[Row]]] = {
         "assets": lambda folder: _growth(folder, sizes, assets_at),
         "vectors": lambda folder: _growth(folder, sizes, vectors_at),
-        "predicted": lambda folder: predictions(folder, quick, rows),
+        "predicted": lambda folder: predictions(folder, quick, file.rows),
     }
     if largest is not None:
         parts["largest"] = lambda folder: _largest(folder, largest)
-    for part, work in parts.items():
-        if any(row["part"] == part for row in rows):
-            continue
-        with tempfile.TemporaryDirectory(prefix="vfm-bench-") as folder:
-            rows += [{"part": part, **row} for row in work(Path(folder))]
-        file.write(rows)
-    return rows
+    return file.measure(parts)
 
 
 def _growth(folder: Path, sizes: dict[str, int], at: Measured) -> list[Row]:
@@ -103,7 +93,7 @@ def assets_at(folder: Path, count: int) -> dict[str, tuple[float, float]]:
     found = {
         "ingest": timed("ingest", str(source), "--lake", lake.root),
         "ingest, nothing new": timed("ingest", str(source), "--lake", lake.root),
-        "first committed row": first_row(lake),
+        "first committed row": first_frame(lake),
         "one commit": _one_commit(lake),
     }
     _settle(lake)
@@ -118,7 +108,7 @@ def vectors_at(folder: Path, count: int) -> dict[str, tuple[float, float]]:
     lake = vector_lake(folder, count, DIM)
     sets = [word for one in CURATION for word in ("--set", one)]
     found = {"index": timed("index", "--lake", lake.root, "--keep-days", "0")}
-    found["search"] = timed("search", "--lake", lake.root, "--frame", _some_frame(lake), "-k", "10")
+    found["search"] = timed("search", "--lake", lake.root, "--frame", some_frame(lake), "-k", "10")
     found["curate"] = timed("curate", "--lake", lake.root, *sets)
     return found
 
@@ -130,36 +120,12 @@ def timed(*argv: str) -> tuple[float, float]:
         run = subprocess.Popen([sys.executable, "-m", "jobs.cli", *argv], stdout=said, stderr=subprocess.STDOUT)
         memory = 0.0
         while run.poll() is None:
-            memory = max(memory, _most_memory(run.pid))
+            memory = max(memory, most_memory(run.pid))
             time.sleep(0.05)
         if run.returncode not in (0, 1):
             said.seek(0)
             raise VfmError(f"vfm {argv[0]} ended with {run.returncode}: {said.read()[-300:].decode(errors='replace')}")
     return time.monotonic() - started, memory
-
-
-def _most_memory(pid: int) -> float:
-    """The largest resident memory of a process so far, MB; 0 of one that has ended."""
-    with suppress(OSError, StopIteration):
-        status = Path(f"/proc/{pid}/status").read_text().splitlines()
-        return int(next(line for line in status if line.startswith("VmHWM")).split()[1]) / 1024
-    return 0.0
-
-
-def first_row(lake: Lake) -> tuple[float, float]:
-    """Seconds from `vfm process` to its first committed frame, and its memory by then; it is ended after that."""
-    started = time.monotonic()
-    argv = [sys.executable, "-m", "jobs.process", "--lake", lake.root, *EMBED_ONLY]
-    run = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
-    try:
-        while not lake.count("frames"):
-            if run.poll() is not None:
-                raise VfmError(f"vfm process ended with {run.returncode} before its first frame")
-            time.sleep(0.1)
-        return time.monotonic() - started, _most_memory(run.pid)
-    finally:
-        os.killpg(run.pid, signal.SIGKILL)
-        run.wait()
 
 
 def _write_pictures(path: Path, count: int) -> None:
@@ -206,5 +172,6 @@ def _settle(lake: Lake) -> None:
             )
 
 
-def _some_frame(lake: Lake) -> str:
+def some_frame(lake: Lake) -> str:
+    """The id of a frame."""
     return str(lake.table("frames").head(1, columns=["frame_id"])["frame_id"][0].as_py())

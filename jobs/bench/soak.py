@@ -26,6 +26,7 @@ import psutil
 
 from jobs.bench.media import write_jpegs
 from jobs.bench.process import EMBED_ONLY
+from jobs.bench.scale import some_frame
 from jobs.bench.serve import Server, serving
 from jobs.bench.serve_load import ask, post
 from pipelines.lake import Lake
@@ -135,7 +136,7 @@ class Soak:
         self.over.wait(10)
 
     def _ask(self, server: Server) -> None:
-        frame = self.lake.table("frames").head(1, columns=["frame_id"])["frame_id"][0].as_py()
+        frame = some_frame(self.lake)
         answers = ask(server.port, [post("search", {"frame_id": frame, "limit": 10}, server.port)] * 20)
         self.done["answers"] += len(answers)
         for answer in answers:
@@ -144,7 +145,7 @@ class Soak:
         self.over.wait(0.2)
 
     def _search(self) -> None:
-        frame = self.lake.table("frames").head(1, columns=["frame_id"])["frame_id"][0].as_py()
+        frame = some_frame(self.lake)
         assert search(self.lake, Query(frame_id=frame), k=10).hits
         self.done["searches"] += 1
         self.over.wait(0.2)

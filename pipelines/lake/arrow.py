@@ -86,6 +86,15 @@ def row_hashes(*columns: pa.Array) -> np.ndarray:
     return np.fromiter(map(hash, values), np.int64, len(columns[0]))
 
 
+def rows_hashed(lake: Readable, table: str, columns: list[str], hashes: np.ndarray) -> set[tuple[str, ...]]:
+    """The different rows of a table's columns whose `row_hashes` are among these."""
+    found: set[tuple[str, ...]] = set()
+    for batch in lake.scan(table, columns) if len(hashes) else ():
+        rows = batch.filter(pa.array(np.isin(row_hashes(*batch.columns), hashes)))
+        found.update(zip(*(c.to_pylist() for c in rows.columns)))
+    return found
+
+
 def _widened(type: pa.DataType) -> pa.DataType:
     """float32 in place of float16, at any depth of lists."""
     if pa.types.is_float16(type):

@@ -16,7 +16,7 @@ import pyarrow as pa
 from pipelines.lake.coverage import asset_numbers
 from pipelines.lake.keys import derived_tables
 from pipelines.lake.lake import Lake
-from vfm_ops.errors import UsageError
+from pipelines.lake.partitioned import no_room
 
 SPILLED = 1 << 21  # ids of a run that is put into a file: 50 MB
 
@@ -51,11 +51,7 @@ class _Run:
                 file.flush()
                 mapped = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
         except OSError as e:
-            folder = tempfile.gettempdir()
-            raise UsageError(
-                f"the ids of so many assets need {24 * len(self.keys) >> 20} MB more in {folder}: {e.strerror}; free some "
-                "space there, or name another folder in TMPDIR"
-            ) from e
+            raise no_room(f"the ids of so many assets ({24 * len(self.keys) >> 20} MB)", e) from e
         n = len(self.keys)
         keys, rest = (np.frombuffer(mapped, np.uint64, n, 8 * n * i) for i in (0, 1))
         return _Run(keys, rest, np.frombuffer(mapped, np.int64, n, 16 * n), mapped)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipelines.lake.arrow import row_hashes
+from pipelines.lake.arrow import row_hashes, rows_hashed
 from pipelines.lake.coverage import asset_numbers, assets_in, settled_assets
 from pipelines.lake.keys import derived_tables, op_tables
 from pipelines.lake.lake import Lake
@@ -101,7 +101,7 @@ def sweep(lake: Lake) -> dict[str, int]:
     for table in filter(lake.count, derived_tables(lake)):
         strays = [np.setdiff1d(*parts) for parts in zip(_pairs(lake, table), owners)]
         orphans: dict[str, set[str]] = {}
-        for asset_id, run_key in _rows_of(lake, table, ["asset_id", "run_key"], np.concatenate(strays)):
+        for asset_id, run_key in rows_hashed(lake, table, ["asset_id", "run_key"], np.concatenate(strays)):
             orphans.setdefault(run_key, set()).add(asset_id)
         removed[table] = sum(
             lake.delete(table, "asset_id", sorted(ids), equals("run_key", run_key)) for run_key, ids in orphans.items()
@@ -185,15 +185,6 @@ def _pairs(lake: Lake, *tables: str, where: Mapping[str, str] | None = None) -> 
     return pairs
 
 
-def _rows_of(lake: Lake, table: str, columns: list[str], hashes: np.ndarray) -> set[tuple[str, ...]]:
-    """The different rows of a table that have one of these hashes."""
-    found: set[tuple[str, ...]] = set()
-    for batch in lake.scan(table, columns) if len(hashes) else ():
-        rows = batch.filter(pa.array(np.isin(row_hashes(*batch.columns), hashes)))
-        found.update(zip(*(c.to_pylist() for c in rows.columns)))
-    return found
-
-
 def _keep_newest(lake: Lake) -> int:
     """Of several settled rows of one asset and op (a kill between a commit and `forget_replaced`), removes the replaced."""
     works = Partitioned(1)
@@ -204,7 +195,7 @@ def _keep_newest(lake: Lake) -> int:
     for part in works:
         keys, counts = np.unique(part, return_counts=True)
         for table in ("ledger", "quarantine"):
-            doubled.update(asset_id for asset_id, _ in _rows_of(lake, table, ["asset_id", "op"], keys[counts > 1]))
+            doubled.update(asset_id for asset_id, _ in rows_hashed(lake, table, ["asset_id", "op"], keys[counts > 1]))
     removed = 0
     for row in _replaced(_settled(lake, "asset_id IS NOT NULL", sorted(doubled))):
         removed += lake.delete(row["t"], "asset_id", [row["asset_id"]], equals("run_key", row["run_key"]))

@@ -74,11 +74,16 @@ class Partitioned:
                     held.clear()
             self._file.flush()
         except OSError as e:
-            raise UsageError(
-                f"the keys of so many rows need more room in {tempfile.gettempdir()}: {e.strerror}; free some space there, or "
-                "name another folder in TMPDIR"
-            ) from e
+            raise no_room("the keys of so many rows", e) from e
         self._held_bytes = 0
 
     def _read(self, offset: int, size: int) -> np.ndarray:
         return np.frombuffer(os.pread(self._file.fileno(), size, offset), np.int64).reshape(-1, self._width)
+
+
+def no_room(what: str, error: OSError) -> UsageError:
+    """What to raise where the temporary folder did not take something."""
+    return UsageError(
+        f"{what} need more room in {tempfile.gettempdir()}: {error.strerror}; free some space there, or name another folder "
+        "in TMPDIR"
+    )

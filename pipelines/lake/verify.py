@@ -17,12 +17,12 @@ import pyarrow.compute as pc
 import yaml
 
 from pipelines.lake import annotation_rows
-from pipelines.lake.arrow import row_hashes
+from pipelines.lake.arrow import row_hashes, rows_hashed
 from pipelines.lake.coverage import AssetSet, asset_numbers, covered
 from pipelines.lake.keys import op_keys
 from pipelines.lake.lake import Lake
 from pipelines.lake.ledger import of_decoding, recipes_of_runs
-from pipelines.lake.partitioned import PARTITIONS, Partitioned
+from pipelines.lake.partitioned import Partitioned
 from pipelines.lake.schema import CHILD_TABLES, facts_of, wants_value
 from pipelines.lake.sql import equals, literal
 
@@ -171,9 +171,9 @@ def _verify_counts(
         for batch in lake.scan(table, ["asset_id", "run_key"], where):
             there.add(_pairs(batch), np.ones(batch.num_rows, np.int64))
     wrong, counts = _Found(), dict[int, tuple[int, int]]()
-    for want, have, free in zip(said, there, excused or ([],) * PARTITIONS):
+    for want, have, free in zip(said, there, excused or Partitioned(2)):
         differing = _differing(want, have)
-        differing = differing[~np.isin(differing[:, 0], np.asarray(free, np.int64).reshape(-1, 2)[:, 0])]
+        differing = differing[~np.isin(differing[:, 0], free[:, 0])]
         wrong.add(differing[:, 0])
         counts |= {pair: (found, expected) for pair, expected, found in differing[:NAMED].tolist()}
     for asset_id, run_key in wrong.names(lake, ("ledger", "quarantine", *tables), ["asset_id", "run_key"]):
@@ -301,11 +301,4 @@ class _Found:
 
     def names(self, lake: Lake, tables: Iterable[str], columns: list[str]) -> list[tuple[str, ...]]:
         """What the first are the hashes of, as found in tables."""
-        if not self.count:
-            return []
-        wanted, found = np.array(self.first, np.int64), set[tuple[str, ...]]()
-        for table in tables:
-            for batch in lake.scan(table, columns):
-                rows = batch.filter(pa.array(np.isin(row_hashes(*batch.columns), wanted)))
-                found.update(zip(*(c.to_pylist() for c in rows.columns)))
-        return sorted(found)
+        return sorted(set().union(*(rows_hashed(lake, t, columns, np.array(self.first, np.int64)) for t in tables)))

@@ -11,7 +11,6 @@ import os
 import random
 import shlex
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -41,10 +40,13 @@ STARTS_S = 90
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on, below those that the system gives to whoever connects."""
+    """Ports that nobody listens on, below those that the system gives to whoever connects.
+
+    Not by `random`'s own generator: another process of the same tests, with the same seed, would draw the same ones.
+    """
     free: list[int] = []
     while len(free) < count:
-        port = random.randrange(20_000, 32_000)
+        port = random.SystemRandom().randrange(20_000, 32_000)
         with socket.socket() as one, suppress(OSError):
             one.bind(("127.0.0.1", port))
             free.append(port)
@@ -170,16 +172,9 @@ class Cluster:
         ]
         words += [f"--node-ip-address={self.host}"] if self.links else []
         self.nodes["head"] = self._start("head", [*words, f"--temp-dir={self.temp}"], object_store_mb)
-        until(
-            lambda: (
-                "Jobs" in (said := self.ray("job", "list", "--address", self.dashboard, check=False)) or "[]" in said
-            ),
-            STARTS_S,
-        )
+        until(lambda: self.asked("jobs/") != {}, STARTS_S, lambda: self.nodes["head"].log.read_text()[-1500:])
 
-    def add(
-        self, name: str, cpus: int = 1, object_store_mb: int = 128, resources: dict[str, float] | None = None
-    ) -> None:
+    def add(self, name: str, cpus: int = 1, object_store_mb: int = 128) -> None:
         """Starts a node and waits until the head knows it."""
         before = len(self.alive())
         words = [
@@ -249,18 +244,21 @@ class Cluster:
             subprocess.run(["ip", "netns", "exec", space, "ip", *words.split()], check=True)
         return space, outer
 
-    def close(self) -> None:
-        """Ends all of it; asked to end, Ray takes half a minute."""
+    def kill(self) -> None:
+        """Everything at once, jobs too: all machines lose power."""
         for node in self.nodes.values():
             if node.process.poll() is None:
                 node.kill()
-        for one in psutil.process_iter():  # what a node that was killed has left
+        for one in psutil.process_iter():  # what hangs on a node that is gone
             try:
                 if one.environ().get("HOME") == str(self.folder):
-                    one.send_signal(signal.SIGCONT)
                     one.kill()
             except psutil.Error:
                 continue
+
+    def close(self) -> None:
+        """Ends all of it; asked to end, Ray takes half a minute."""
+        self.kill()
         if self.links:
             for name, node in self.nodes.items():
                 if node.link:
