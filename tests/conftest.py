@@ -26,6 +26,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+os.environ.setdefault("RAY_worker_niceness", "0")  # workers at 15 stand still beside the tests of another process
 # Every process of this session inherits it, whoever its parent is by the end: how `pytest_sessionfinish` finds them.
 SESSION = os.environ["VFM_TEST_SESSION"] = uuid.uuid4().hex
 GRACE_S = float(os.environ.get("VFM_TESTS_GRACE_S", "60"))  # Ray's processes need a moment to end

@@ -159,7 +159,7 @@ def add_a_node(scene: Scene) -> str:
 def drain_a_node(scene: Scene) -> str:
     """A spot machine is told that it will be taken away."""
     name = scene.rng.choice(["node1", "node2"])
-    node_id = next(n["node_id"] for n in scene.cluster.alive() if name in str(n.get("resources_total")))
+    node_id = next(n["node_id"] for n in scene.cluster.alive() if name in n["resources_total"])
     words = ["--node-id", node_id, "--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "taken away"]
     address = f"{scene.cluster.host}:{scene.cluster.port}"
     scene.cluster.ray("drain-node", "--address", address, *words, "--deadline-remaining-seconds", "8")
