@@ -187,10 +187,9 @@ class Cluster:
             words += [f"--node-ip-address={space_address(name)}"]
         ends = time.monotonic() + STARTS_S
         while time.monotonic() < ends:
-            self.nodes[name] = node = self._start(name, words, object_store_mb, space, link)
-            if until(lambda: self.knows(name) or node.process.poll() is not None, STARTS_S, self.logs) and self.knows(
-                name
-            ):
+            self.nodes[name] = self._start(name, words, object_store_mb, space, link)
+            until(lambda: self.knows(name) or self.nodes[name].process.poll() is not None, STARTS_S, self.logs)
+            if self.knows(name):
                 return
         raise AssertionError(f"{name} does not start: {self.logs()}")
 
