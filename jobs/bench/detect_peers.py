@@ -22,6 +22,7 @@ from vfm_ops.detect.base import Detector
 from vfm_ops.detect.loading import load_detector
 from vfm_ops.errors import UsageError
 from vfm_ops.models.device import autocast_dtype, resolve_device
+from vfm_ops.models.runtime import Precision
 
 PEERS = {
     "grounding-dino": "GroundingDinoForObjectDetection",
@@ -38,7 +39,7 @@ def bench_detect(
     *,
     size: str = "tiny",
     device: str = "auto",
-    precision: str = "exact",
+    precision: Precision = "exact",
     images: Sequence[np.ndarray] | None = None,
     batch: int = 4,
     rounds: int = 5,
@@ -73,7 +74,7 @@ def _bench_family(
     family: str,
     checkpoint: Path,
     device: torch.device,
-    precision: str,
+    precision: Precision,
     pictures: list[np.ndarray],
     rounds: int,
     pipeline: bool,
@@ -130,7 +131,7 @@ def _transformers_pipeline(checkpoint: Path, device: torch.device, pictures: lis
 
 
 def _bench_yolo_world(
-    size: str, device: torch.device, precision: str, pictures: list[np.ndarray], rounds: int
+    size: str, device: torch.device, precision: Precision, pictures: list[np.ndarray], rounds: int
 ) -> dict[str, float]:
     online, folded = (
         _random_yolo_world("s" if size == "tiny" else "l", device, precision, len(pictures)) for _ in "ab"
@@ -146,7 +147,7 @@ def _bench_yolo_world(
     return figures | {"speedup": figures["folded"] / figures["online"]}
 
 
-def _random_yolo_world(size: str, device: torch.device, precision: str, batch: int) -> Any:
+def _random_yolo_world(size: str, device: torch.device, precision: Precision, batch: int) -> Any:
     from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
     from vfm_ops.detect.yolo_world.backbone import SIZES

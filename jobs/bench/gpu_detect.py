@@ -18,6 +18,7 @@ from jobs.bench.random_detectors import save_random
 from vfm_ops.detect.base import Detector
 from vfm_ops.detect.loading import load_detector
 from vfm_ops.models.calibration import dead_leaves
+from vfm_ops.models.runtime import Precision
 
 OURS = "ours, precision auto"
 FAMILIES = {"grounding-dino": "Grounding DINO tiny", "owlv2": "OWLv2 base"}
@@ -36,7 +37,7 @@ def tasks(session: Session) -> Iterator[Task]:
             yield {**what, "way": label, "batch": batch}, partial(network, session, detector, batch, layout)
 
 
-def make_detector(session: Session, family: str, precision: str) -> Detector:
+def make_detector(session: Session, family: str, precision: Precision) -> Detector:
     """The product's detector of a family, batches of any size at once."""
     folder = session.folder / family
     if not folder.exists():
@@ -49,7 +50,7 @@ def pictures(session: Session, batch: int) -> list[np.ndarray]:
     return list(dead_leaves(batch, 60, 80) if session.quick else dead_leaves(batch, 720, 1280))
 
 
-def whole(session: Session, detector: Callable[[str], Detector], precision: str, batch: int) -> Row:
+def whole(session: Session, detector: Callable[[Precision], Detector], precision: Precision, batch: int) -> Row:
     """Pictures on the host to boxes on the host."""
     made, images = detector(precision), pictures(session, batch)
     timed = session.time(lambda: made.detect(images, list(PROMPTS)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, ClassVar, Self
 
@@ -18,6 +18,9 @@ from vfm_ops.models.checkpoint import Checkpoint
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor, nn
+
+    from vfm_ops.models.runtime import Precision, RuntimeName
 
 # Boxes of one image.
 MAX_DETECTIONS, MAX_IN_TILES = 300, 3000
@@ -48,6 +51,7 @@ class Detector(ABC):
         self.device = device
         self.autocast = autocast
         self.batch_size = batch_size
+        self.see: Callable[[Tensor], tuple[Tensor, ...]]  # `image_network`, or the same in a faster runtime
 
     @classmethod
     def from_checkpoint(
@@ -55,6 +59,26 @@ class Detector(ABC):
     ) -> Self:
         """The detector of a checkpoint; a family whose weights are no folder of transformers has its own."""
         return cls(checkpoint.folder, device, autocast, batch_size)  # type: ignore[arg-type, call-arg]
+
+    def image_network(self) -> tuple[nn.Module, np.ndarray] | None:
+        """What sees the pictures and no prompt: a module of pixels (B, 3, H, W) that returns a tuple, and an example of them.
+
+        None where a picture's shape is not the model's, so that no static graph could be made of it.
+        """
+        return None
+
+    def compile_images(self, runtime: RuntimeName, precision: Precision, digest: str) -> None:
+        """Has `see` computed by the fastest faithful runtime. digest: of the weights."""
+        from vfm_ops.models.runtime import compile_for_tensors
+
+        made = self.image_network()
+        if made is None:
+            return
+        module, example = made
+        key = f"{self.family}-images-{digest}"
+        self.see = compile_for_tensors(
+            module, example, device=str(self.device), runtime=runtime, precision=precision, cache_key=key
+        )
 
     def detect(
         self,

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -25,6 +25,9 @@ from vfm_ops.models.cache import cache_root, digest_of, read_json, say_once, ver
 from vfm_ops.models.calibration import dead_leaves, min_cosine
 from vfm_ops.models.compiled import Batch, CompiledModule, ConversionFailed, Request
 from vfm_ops.models.device import PRECISIONS, resolve_device
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 log = logging.getLogger(__name__)
 
@@ -101,6 +104,43 @@ def compile_module(
     )
     candidates = _candidates(device, runtime, precision)
     return _choose(request, candidates, calibration, runtime, precision)
+
+
+def compile_for_tensors(
+    module: Any,
+    example: np.ndarray,
+    *,
+    device: str,
+    runtime: RuntimeName = "auto",
+    precision: Precision = "exact",
+    cache_key: str | None = None,
+) -> Callable[[Tensor], tuple[Tensor, ...]]:
+    """`compile_module` for the part of a network that sees the pictures, where torch goes on with what it returns.
+
+    Returns a callable of one tensor (B, ...), any B, which gives a tuple of tensors on the device. On a CPU, one picture is
+    spread over as many threads as torch has: whoever waits for its masks waits for one picture.
+    """
+    import torch
+
+    compiled = compile_module(
+        module,
+        example,
+        device=device,
+        runtime=runtime,
+        precision=precision,
+        cache_key=cache_key,
+        calibration=_few_pictures(example),
+        static_batch=1,
+        streams=1,
+        threads=torch.get_num_threads(),
+    )
+    if isinstance(compiled, torch_runtime.TorchModule) and compiled.device.type != "cpu":
+        return compiled.on_device  # what it returns stays on the card
+
+    def call(pictures: Tensor) -> tuple[Tensor, ...]:
+        return tuple(torch.from_numpy(out) for out in _as_tuple(compiled(pictures.cpu().numpy())))
+
+    return call
 
 
 def remembered(
@@ -227,6 +267,14 @@ def _rate(compiled: CompiledModule, frames: tuple[np.ndarray, ...], seconds: flo
         best = max(best, len(frames[0]) / (now - start))
         if now > end:
             return best
+
+
+def _few_pictures(example: np.ndarray) -> np.ndarray:
+    """Two synthetic frames like an example of pictures, uint8 (B, H, W, 3) or normalised (B, 3, H, W): they may be large."""
+    if example.dtype == np.uint8:
+        return dead_leaves(2, example.shape[1], example.shape[2])
+    frames = dead_leaves(2, example.shape[2], example.shape[3]).astype(np.float32)
+    return np.ascontiguousarray((frames / 255 - 0.45).transpose(0, 3, 1, 2) / 0.225)
 
 
 def _calibration(example: tuple[np.ndarray, ...], calibration: Batch | None) -> tuple[np.ndarray, ...]:

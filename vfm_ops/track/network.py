@@ -90,6 +90,7 @@ class Sam2Network:
         self.feature_size: tuple[int, int] = tuple(model.backbone_feature_sizes[-1])
         self.memory_width: int = model.mem_dim
         self.image_encoder = VideoImageEncoder(model, mean, std).eval()
+        self.compiled_encoder: ImageEncoder | None = None  # the same in a faster runtime: see `load_network`
         self.attention = BatchedMemoryAttention(model.memory_attention)
         self._prepare_constants()
         if self.device.type == "cpu":
@@ -120,7 +121,7 @@ class Sam2Network:
 
     def encode_image(self, square: Tensor, encoder: ImageEncoder | None = None) -> ImageFeatures:
         """uint8 (1, S, S, 3) -> features, by the checkpoint's encoder or by a faster callable of the same signature."""
-        maps = (encoder or self.image_encoder)(square.to(self.device))
+        maps = (encoder or self.compiled_encoder or self.image_encoder)(square.to(self.device))
         return ImageFeatures(*(torch.as_tensor(m).to(self.device, self.dtype) for m in maps))
 
     def without_memory(self, features: ImageFeatures, count: int) -> Tensor:

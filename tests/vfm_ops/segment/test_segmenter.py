@@ -45,7 +45,7 @@ def assert_same(candidates, expected) -> None:
     scale = logits.abs().max().item()
     assert (candidates.logits_NKhw - logits).abs().max().item() < 1e-4 * scale
     np.testing.assert_allclose(candidates.scores, scores.numpy(), atol=1e-5)
-    assert (candidates.masks() != masks).mean() < 1e-5
+    assert (candidates.masks() != masks).mean() < 1e-4  # a logit of 1e-4 may have the other sign in another runtime
 
 
 def test_points_give_transformers_masks_and_confidences(pair, photograph):
@@ -82,14 +82,13 @@ def test_earlier_answer_as_coarse_mask_gives_transformers_masks(pair, photograph
 
 def test_hundred_prompts_cost_one_image_encoding(pair, photograph):
     segmenter = pair[0]
-    calls = []
-    hook = segmenter.model.vision_encoder.register_forward_hook(lambda *_: calls.append(1))
+    calls, encoder = [], segmenter.encoder
+    segmenter.encoder = lambda pixels: calls.append(1) or encoder(pixels)
     encoded = segmenter.encode(photograph)
     for i in range(50):
         segmenter.segment(encoded, points=[[[float(i), 10.0]]], labels=[[1]])
     boxes = np.array([[i, i, i + 40.0, i + 50.0] for i in range(50)], np.float32)
     segmenter.segment(encoded, boxes=boxes)
-    hook.remove()
     assert len(calls) == 1
 
 

@@ -16,6 +16,22 @@ from vfm_ops.models.registry import register
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
+
+
+def images_of(model: Any) -> nn.Module:
+    """The part of the model that sees pictures, backbone and hybrid encoder: pixels (B, 3, S, S) -> its maps."""
+    from torch import nn
+
+    class OmDetImages(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.vision_backbone, self.encoder = model.vision_backbone, model.encoder
+
+        def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            return tuple(self.encoder(self.vision_backbone(pixels), return_dict=True).extracted_states)
+
+    return OmDetImages().eval()
 
 
 class OmDetTurbo(Detector):
@@ -34,6 +50,12 @@ class OmDetTurbo(Detector):
         self.processor: Any = load_processor(OmDetTurboProcessor, folder)
         self.model: Any = load_transformers(OmDetTurboForObjectDetection, folder).to(device)
         self.window = int(self.processor.text_kwargs["max_length"])
+        self.see = images_of(self.model)
+
+    def image_network(self) -> tuple[nn.Module, np.ndarray]:
+        """Its pictures are stretched to one size."""
+        size = self.processor.image_processor.size
+        return images_of(self.model), np.zeros((1, 3, size["height"], size["width"]), np.float32)
 
     def _vocabulary_parts(self, prompts: list[str]) -> list[list[int]]:
         """The task sentence "Detect a, b, c." must fit the text window whole; the processor would cut it silently."""
@@ -64,12 +86,15 @@ class OmDetTurbo(Detector):
             return_tensors="pt",
             images_kwargs={"input_data_format": "channels_last", "device": self.device},
         )
-        outputs = self.model(**inputs.to(self.device))
+        texts = ("classes_input_ids", "classes_attention_mask", "tasks_input_ids", "tasks_attention_mask")
+        inputs = inputs.to(self.device)
+        language = self.model.get_language_embedding(*(inputs[name] for name in texts), inputs["classes_structure"])
+        outputs = self.model.decoder(self.see(inputs["pixel_values"]), *language, return_dict=True)
         results = []
         for i, image in enumerate(images):
-            probs_QP = outputs.decoder_class_logits[i].float().sigmoid()
+            probs_QP = outputs.decoder_classes[-1][i].float().sigmoid()
             height, width = image.shape[:2]
-            boxes_Q4 = cxcywh_to_pixels(outputs.decoder_coord_logits[i], width, height)
+            boxes_Q4 = cxcywh_to_pixels(outputs.decoder_coords[-1][i], width, height)
             best = probs_QP.flatten().topk(len(probs_QP), sorted=False)
             query, prompt = best.indices // probs_QP.shape[1], best.indices % probs_QP.shape[1]
             results.append(Candidates(boxes_Q4[query], best.values, prompt))

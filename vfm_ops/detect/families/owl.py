@@ -24,9 +24,27 @@ from vfm_ops.models.registry import register
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
 QUERY_LABEL = "query image"
 CACHED_PROMPTS = 4096
+
+
+def images_of(model: Any) -> nn.Module:
+    """The part of an OWL model that sees pictures: pixels (B, 3, S, S) -> features (B, N, D), boxes (B, N, 4) cxcywh in 0-1."""
+    from torch import nn
+
+    class OwlImages(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            grid_BhwD = self.model.image_embedder(pixel_values=pixels)[0]
+            features_BND = grid_BhwD.flatten(1, 2)
+            return features_BND, self.model.box_predictor(features_BND, grid_BhwD)
+
+    return OwlImages().eval()
 
 
 class OwlDetector(Detector):
@@ -47,7 +65,13 @@ class OwlDetector(Detector):
         self.processor = load_processor(getattr(transformers, self.processor_name), folder)
         self.model = load_transformers(getattr(transformers, self.model_name), folder).to(device)
         self.backbone: Any = getattr(self.model, self.model.base_model_prefix)
+        self.see = images_of(self.model)
         self._texts: OrderedDict[str, torch.Tensor] = OrderedDict()
+
+    def image_network(self) -> tuple[nn.Module, np.ndarray]:
+        """Its pictures are squares."""
+        side = self.model.config.vision_config.image_size
+        return images_of(self.model), np.zeros((1, 3, side, side), np.float32)
 
     def detect_like(
         self,
@@ -93,9 +117,8 @@ class OwlDetector(Detector):
 
         longest = max(len(q) for q in queries)
         queries_BPD = torch.stack([torch.nn.functional.pad(q, (0, 0, 0, longest - len(q))) for q in queries])
-        features_BND, grid = self._encode(images)
+        features_BND, boxes_BN4 = self._encode(images)
         logits_BNP = self.model.class_predictor(features_BND, queries_BPD)[0].float()
-        boxes_BN4 = self.model.box_predictor(features_BND, grid)
         results = []
         for i, image in enumerate(images):
             score = logits_BNP[i, :, : len(queries[i])].max(dim=-1)
@@ -109,8 +132,8 @@ class OwlDetector(Detector):
         pixels = self.processor.image_processor(
             images, return_tensors="pt", input_data_format="channels_last", device=self.device
         )
-        grid = self.model.image_embedder(pixel_values=pixels["pixel_values"].to(self.device))[0]
-        return grid.flatten(1, 2), grid
+        features_BND, boxes_BN4 = self.see(pixels["pixel_values"].to(self.device))
+        return features_BND, boxes_BN4
 
     def _box_scale(self, image: np.ndarray) -> tuple[int, int]:
         height, width = image.shape[:2]
@@ -144,10 +167,10 @@ class OwlDetector(Detector):
         well as the best, the one least like the image's mean embedding, which is mostly background."""
         from torchvision.ops import box_iou, generalized_box_iou
 
-        features_1ND, grid = self._encode([image])
+        features_1ND, boxes_1N4 = self._encode([image])
         embeds_ND = self.model.class_predictor(features_1ND)[1][0].float()
         width, height = self._box_scale(image)
-        boxes_N4 = cxcywh_to_pixels(self.model.box_predictor(features_1ND, grid)[0], width, height)
+        boxes_N4 = cxcywh_to_pixels(boxes_1N4[0], width, height)
         wanted = boxes_N4.new_tensor([box])
         iou = box_iou(wanted, boxes_N4)[0]
         if not bool((iou > 0).any()):
@@ -172,6 +195,12 @@ class OwlV2(OwlDetector):
     family = "owlv2"
     pads_to_square = True
     model_name, processor_name = "Owlv2ForObjectDetection", "Owlv2Processor"
+
+    def __init__(self, folder: Path, device: torch.device, autocast: torch.dtype | None, batch_size: int) -> None:
+        from vfm_ops.detect.owl_pixels import BlursByAxis
+
+        super().__init__(folder, device, autocast, batch_size)
+        self.processor.image_processor = BlursByAxis.from_dict(self.processor.image_processor.to_dict())
 
 
 def check_query_box(box: Sequence[float] | None, image: np.ndarray) -> tuple[float, ...]:
