@@ -18,7 +18,8 @@ from torch import Tensor, nn
 class PackedMemory:
     """The memories of N objects, padded to one length.
 
-    tokens_NKM, position_NKM: memory tokens and their positional encodings; spatial ones first, pointers last.
+    tokens_NKM: memory tokens; spatial ones first, pointers last. position_NKM: their positional encodings, or (1, K, M) where
+        those of all objects are the same.
     pointer_tokens: how many of K are pointer tokens (they get no rotary embedding).
     valid_NK: False where padded; None when nothing is.
     """

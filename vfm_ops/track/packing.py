@@ -24,15 +24,20 @@ def pack_memories(
         pointer_frames = select_pointer_frames(frame_index, bank.prompted, bank.recent, reverse, policy)
         pointers.append([_pointer(bank, t) for _, t in pointer_frames])
         distances.append([float(distance) for distance, _ in pointer_frames])
-    tokens_NKM, position_NKM, valid_NF = _pack_spatial(network, spatial, positions)
-    pointer_tokens, pointer_position, valid_NQ = _pack_pointers(network, pointers, distances, policy.max_pointers)
-    length = tokens_NKM.shape[1] // max(1, valid_NF.shape[1])
-    splits = pointer_tokens.shape[1] // max(1, valid_NQ.shape[1])
+    alike = all(p == positions[0] for p in positions) and all(d == distances[0] for d in distances)
+    if alike:  # objects that were there all along: what they remember lies at the same times
+        positions, distances = positions[:1], distances[:1]
+    spatial_NSM, spatial_position, valid_NF = _pack_spatial(network, spatial, positions)
+    pointer_NPM, pointer_position, valid_NQ = _pack_pointers(network, pointers, distances, policy.max_pointers)
+    count = spatial_NSM.shape[1]
+    tokens_NKM = pointer_NPM.new_empty(len(banks), count + pointer_NPM.shape[1], network.memory_width)
+    tokens_NKM[:, :count], tokens_NKM[:, count:] = spatial_NSM, pointer_NPM
+    length, splits = (x.shape[1] // max(1, v.shape[1]) for x, v in ((spatial_NSM, valid_NF), (pointer_NPM, valid_NQ)))
     valid_NK = torch.cat([valid_NF.repeat_interleave(length, 1), valid_NQ.repeat_interleave(splits, 1)], 1)
     return PackedMemory(
-        torch.cat([tokens_NKM, pointer_tokens], 1),
-        torch.cat([position_NKM, pointer_position], 1),
-        pointer_tokens.shape[1],
+        tokens_NKM,
+        torch.cat([spatial_position, pointer_position], 1),
+        pointer_NPM.shape[1],
         None if bool(valid_NF.all() and valid_NQ.all()) else valid_NK.to(network.device),
     )
 
@@ -50,11 +55,12 @@ def _pointer(bank: ObjectBank, t: int) -> Tensor:
 def _pack_spatial(
     network: Sam2Network, spatial: list[list[Tensor]], positions: list[list[int]]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(N, F * L, M) tokens, their positions, and a CPU bool (N, F) of what is not padding."""
+    """(N, F * L, M) tokens as they are stored, positions of as many objects as `positions` has rows, and a CPU bool (N, F) of
+    what is not padding."""
     longest = max(map(len, spatial))
     blank = torch.zeros_like(spatial[0][0])
     frames = [t for row in spatial for t in [*row, *[blank] * (longest - len(row))]]
-    tokens_NFLM = torch.stack(frames).to(network.dtype)
+    tokens_NFLM = torch.stack(frames)
     index = torch.tensor([row + [0] * (longest - len(row)) for row in positions], device=network.device)
     n = len(spatial)
     position_NFLM = network.memory_position_TLM[index]
@@ -65,12 +71,13 @@ def _pack_spatial(
 def _pack_pointers(
     network: Sam2Network, pointers: list[list[Tensor]], distances: list[list[float]], max_pointers: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(N, P, M) pointer tokens, their positions, and a CPU bool (N, Q) of what is not padding."""
+    """(N, P, M) pointer tokens, positions of as many objects as `distances` has rows, and a CPU bool (N, Q) of what is not
+    padding."""
     longest = max(map(len, pointers))
     n, m = len(pointers), network.memory_width
     if longest == 0:
         empty = torch.zeros(n, 0, m, device=network.device, dtype=network.dtype)
-        return empty, empty, torch.zeros(n, 0, dtype=torch.bool)
+        return empty, empty[: len(distances)], torch.zeros(n, 0, dtype=torch.bool)
     blank = torch.zeros_like(network.model.no_object_pointer[0], dtype=network.dtype)
     rows = [t for row in pointers for t in [*row, *[blank] * (longest - len(row))]]
     pointers_NQC = torch.stack(rows).view(n, longest, -1)
