@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
-import cv2
 import numpy as np
 import typer
 
 from jobs.cli import run
 from vfm_ops.errors import MediaError, UsageError
+from vfm_ops.evaluate.files import PICTURES, check_place, write_picture
 from vfm_ops.evaluate.overlay import draw_objects
 from vfm_ops.evaluate.sheet import contact_sheet
 from vfm_ops.media.frame import DecodeSettings
@@ -43,6 +43,7 @@ def command(
     from vfm_ops.detect import load_detector
     from vfm_ops.detect.tiles import Tiles
 
+    check_place(sheet, PICTURES)
     sliced = None if tiles is None else Tiles(tiles, tile_overlap)
     detector = load_detector(model, device=device, multi_label=multi_label)
     drawn, captions, bad = [], [], 0
@@ -60,7 +61,7 @@ def command(
         drawn.append(draw_objects(rgb, boxes))
         captions.append(path.name)
     if sheet and drawn:
-        cv2.imwrite(str(sheet), cv2.cvtColor(contact_sheet(drawn, captions, cell=(480, 360)), cv2.COLOR_RGB2BGR))
+        write_picture(sheet, contact_sheet(drawn, captions, cell=(480, 360)))
         print(f"wrote {sheet}", file=sys.stderr)
     if bad:
         print(f"{bad} pictures could not be read", file=sys.stderr)

@@ -21,6 +21,7 @@ from pipelines.lake.sql import equals
 from pipelines.reporting.export import detections_of, rows, tracks_of, video_frames, video_probes
 from pipelines.reporting.names import AssetNames
 from vfm_ops.errors import MediaError, UsageError
+from vfm_ops.evaluate.files import PICTURES, VIDEOS, check_place, write_picture
 from vfm_ops.evaluate.overlay import draw_objects
 from vfm_ops.evaluate.sheet import MAX_PICTURES, contact_sheet
 from vfm_ops.media.encode import write_video
@@ -41,12 +42,8 @@ def command(
 ) -> int:
     """Renders what was detected and tracked, or annotated, to look at."""
     target = annotated(Lake.open(lake), annotations, author)
-    kind = out.suffix.lower()
-    if kind not in (".mp4", ".jpg", ".jpeg", ".png"):
-        raise UsageError(f"--out {out}: name a video (.mp4) or a sheet of frames (.jpg, .png)")
-    if not out.absolute().parent.is_dir():
-        raise UsageError(f"cannot write {out}: {out.absolute().parent} is no directory")
-    if kind == ".mp4":
+    check_place(out, VIDEOS + PICTURES)
+    if out.suffix.lower() in VIDEOS:
         shown = overlay_video(target, _asset_id(target, asset), out)
     else:
         shown = overlay_sheet(target, AssetNames(target).find(asset) if asset else None, out, count)
@@ -112,8 +109,7 @@ def overlay_sheet(lake: Lake, asset_id: str | None, out: Path, count: int) -> in
         ]
         pictures.append(draw_objects(rgb, objects))
         captions.append(f"{names.original(row['asset_id'])}\n{row['pts_s'] or 0.0:.2f} s")
-    if not cv2.imwrite(str(out), cv2.cvtColor(contact_sheet(pictures, captions), cv2.COLOR_RGB2BGR)):
-        raise UsageError(f"cannot write {out}")
+    write_picture(out, contact_sheet(pictures, captions))
     return len(chosen)
 
 

@@ -48,7 +48,9 @@ def command(
     if lake is None:
         raise UsageError("name what to search: --lake DIRECTORY, or --server http://HOST:PORT")
     if sheet is not None:
-        _check_sheet(sheet)
+        from vfm_ops.evaluate.files import PICTURES, check_place
+
+        check_place(Path(sheet), PICTURES)
     target = Lake.open(lake)
     result = search(target, query, model=model, where=where, k=k, exact=exact)
     if sheet is not None and result.hits.num_rows:
@@ -84,25 +86,13 @@ def search_server(server: str, query: Query, model: str | None, where: str | Non
 
 def write_sheet(lake: Lake, hits: pa.Table, path: str) -> None:
     """Writes the hits as one picture, with score, name and time below each. UsageError when it can't be written."""
-    import cv2
-
+    from vfm_ops.evaluate.files import write_picture
     from vfm_ops.evaluate.sheet import contact_sheet
 
     rows = hits.to_pylist()
     captions = [f"{row['score']:.3f} {_time(row)}\n{_name(row)}" for row in rows]
     page = contact_sheet(hit_pictures(lake, hits), captions)
-    _, data = cv2.imencode(Path(path).suffix, page[:, :, ::-1])
-    try:
-        Path(path).write_bytes(data.tobytes())
-    except OSError as e:
-        raise UsageError(f"cannot write {path}: {e.strerror}") from e
-
-
-def _check_sheet(path: str) -> None:
-    if Path(path).suffix.lower() not in (".jpg", ".jpeg", ".png", ".webp"):
-        raise UsageError(f"--sheet writes .jpg, .png or .webp, not {path!r}")
-    if not Path(path).absolute().parent.is_dir():
-        raise UsageError(f"cannot write {path}: {Path(path).absolute().parent} is no directory")
+    write_picture(Path(path), page)
 
 
 def _table(model: str, rows: list[dict]) -> Table:

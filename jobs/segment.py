@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import cv2
 import numpy as np
 import typer
 
@@ -22,6 +21,7 @@ from pipelines.annotation import LakeFrame, find_frames, read_frames
 from pipelines.annotation.objects import Asked
 from pipelines.lake import Lake
 from vfm_ops.errors import MediaError, UsageError
+from vfm_ops.evaluate.files import PICTURES, check_place, write_picture, written_at
 from vfm_ops.evaluate.overlay import draw_objects
 from vfm_ops.evaluate.sheet import contact_sheet
 from vfm_ops.models.shipped import DEFAULT_TRACKER
@@ -62,6 +62,8 @@ def command(
 ) -> int:
     """Prints each object's box, area and predicted IoU. Exit code 1 when a picture is bad."""
     _check(bool(box or point or prompt_file), everything, return_logits)
+    check_place(sheet, PICTURES)
+    check_place(return_logits, (".npz",))
     opened = open_lake(lake, store, author, label)
     from vfm_ops.segment.segmenter import load_segmenter
 
@@ -230,10 +232,11 @@ def _lines(title: str, objects: list[dict[str, Any]]) -> str:
 def _write(sheet: Path | None, drawn: dict[str, np.ndarray], file: Path | None, logits: dict[str, np.ndarray]) -> None:
     if sheet and drawn:
         picture = contact_sheet(list(drawn.values()), list(drawn), cell=(480, 360))
-        cv2.imwrite(str(sheet), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+        write_picture(sheet, picture)
         print(f"wrote {sheet}", file=sys.stderr)
     if file:
-        np.savez_compressed(file, **logits)  # type: ignore[arg-type]
+        with written_at(file), file.open("wb") as opened:
+            np.savez_compressed(opened, **logits)  # type: ignore[arg-type]
         print(f"wrote {file}: float32 logits, PICTURE/OBJECT", file=sys.stderr)
 
 

@@ -19,6 +19,7 @@ from jobs.storing import Annotator, AuthorOption, LabelOption, LakeFolder, Store
 from pipelines.annotation import lake_video, object_name
 from pipelines.lake import Lake
 from vfm_ops.errors import UsageError
+from vfm_ops.evaluate.files import VIDEOS, check_place
 from vfm_ops.evaluate.overlay import draw_objects
 from vfm_ops.media.encode import write_video
 from vfm_ops.media.sandbox import Sandbox
@@ -67,6 +68,8 @@ def command(
         raise UsageError("say what to follow: either --box, --point or --prompt-file, or --prompts")
     if not (out or rows or store):
         raise UsageError("say what to make of it: --out, --rows or --store")
+    check_place(out, VIDEOS)
+    check_place(rows)
     calls = _calls(box, point, frame, prompt_file)
     keeper = annotator(opened, store, author, f"vfm track {model}")
     hand = {"fill_hole_area": fill_hole_area, "non_overlap_masks": non_overlap_masks}

@@ -22,6 +22,7 @@ from pipelines.reporting import tables
 from pipelines.reporting.pictures import Thumbnails
 from pipelines.search.columns import embedding_columns
 from vfm_ops.errors import UsageError
+from vfm_ops.evaluate.files import check_place, written_at
 
 
 def write_report(lake: Lake, out: Path, selection: str | None = None) -> int:
@@ -30,14 +31,11 @@ def write_report(lake: Lake, out: Path, selection: str | None = None) -> int:
     selection: which one to show; the only one when None. Raises UsageError for an unknown selection, an ambiguous choice, or
     a place that can't be written.
     """
-    if not out.absolute().parent.is_dir():
-        raise UsageError(f"cannot write {out}: {out.absolute().parent} is no directory")
+    check_place(out)
     manifest = choose_selection(lake, selection)
     page = render(collect(lake, manifest))
-    try:
+    with written_at(out):
         out.write_text(page, encoding="utf-8")
-    except OSError as e:
-        raise UsageError(f"cannot write {out}: {e.strerror}") from e
     return len(page.encode())
 
 

@@ -13,6 +13,8 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 from urllib.parse import quote
 
+import numpy as np
+
 from vfm_ops.errors import UsageError
 
 Row = Mapping[str, Any]
@@ -29,6 +31,44 @@ def inner_path(name: str) -> str:
     if path.is_absolute() or ".." in path.parts or not path.name:
         raise UsageError(f"{name!r} is no file name inside a folder")
     return name
+
+
+PICTURES, VIDEOS = (".jpg", ".jpeg", ".png", ".webp"), (".mp4",)
+
+
+def check_place(path: Path | None, endings: tuple[str, ...] = ()) -> None:
+    """Raise UsageError unless a file of one of these endings can be written there: before the work, not after it."""
+    if path is None:
+        return
+    folder = path.absolute().parent
+    if endings and path.suffix.lower() not in endings:
+        raise UsageError(f"cannot write {path}: its name should end in {' or '.join(endings)}")
+    if not folder.is_dir():
+        raise UsageError(f"cannot write {path}: {folder} is no directory")
+    with written_at(path):
+        if path.is_dir():
+            raise UsageError(f"cannot write {path}: it is a directory")
+        if not os.access(path if path.exists() else folder, os.W_OK):
+            raise UsageError(f"cannot write {path}: permission denied")
+
+
+@contextmanager
+def written_at(path: Path) -> Iterator[None]:
+    """What the system has against a file, in a UsageError's words."""
+    try:
+        yield
+    except OSError as e:
+        raise UsageError(f"cannot write {path}: {e.strerror or e}") from e
+
+
+def write_picture(path: Path, rgb: np.ndarray) -> None:
+    """Writes uint8 (H, W, 3) in the format that the name's ending says. UsageError where it can't be."""
+    import cv2
+
+    check_place(path, PICTURES)
+    _, data = cv2.imencode(path.suffix, cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR))
+    with written_at(path):
+        path.write_bytes(data.tobytes())
 
 
 @contextmanager

@@ -272,7 +272,7 @@ def test_an_overlay_fits_frames_that_were_stored_smaller_and_finds_assets_by_id_
     for options, said in (
         (["--out", str(tmp_path / "s.png"), "--asset", "1"], "2 assets are named '1'"),
         (["--out", str(tmp_path / "s.png"), "--asset", "none"], "no asset 'none'"),
-        (["--out", str(tmp_path / "s.gif")], "name a video (.mp4) or a sheet"),
+        (["--out", str(tmp_path / "s.gif")], "its name should end in .mp4 or .jpg"),
         (["--out", str(tmp_path / "no" / "s.png")], "is no directory"),
         (["--out", str(tmp_path / "o.mp4"), "--asset", "2"], "has no tracks"),
     ):
