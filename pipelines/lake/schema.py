@@ -11,6 +11,7 @@ import json
 import uuid
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any
 
 import pyarrow as pa
@@ -321,4 +322,17 @@ def wants_value(frames: pa.Schema, column: str) -> str:
 def with_nulls(schema: pa.Schema, columns: Mapping[str, Any]) -> pa.Table:
     """A table of that schema from at least one column, arrays or lists of equal length; the columns not given are null."""
     count = len(next(iter(columns.values())))
-    return pa.table([columns[f.name] if f.name in columns else pa.nulls(count, f.type) for f in schema], schema)
+    return pa.table([columns[f.name] if f.name in columns else _nulls(count, f.type) for f in schema], schema)
+
+
+SMALL = 32
+
+
+def _nulls(count: int, kind: pa.DataType) -> pa.Array:
+    """Nulls. Few are a part of the same ones each time: those of a picture's pixels are megabytes that are zeroed."""
+    return _small_nulls(kind).slice(0, count) if count <= SMALL else pa.nulls(count, kind)
+
+
+@lru_cache(maxsize=128)
+def _small_nulls(kind: pa.DataType) -> pa.Array:
+    return pa.nulls(SMALL, kind)

@@ -88,6 +88,7 @@ class WriteRows:
         replaced = {f.name: f for f in fields}
         # Columns that belong to ops of which none is in the recipe are left out: null in the lake.
         self.schema = pa.schema([*(f for f in own if f.name not in replaced), *fields])
+        self.no_drops = pa.schema([*self.schema, *DROPPED]).empty_table()  # made once: it is some forty arrays
 
     def stream(self, tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
         """Yields one RESULT row when the input ends."""
@@ -99,7 +100,7 @@ class WriteRows:
         futures: list[Future[list[str]]] = []
         found: dict[str, list[pa.Table]] = {}
         gone: list[pa.Table] = []
-        failed = 0
+        failed = held = 0
         with ThreadPoolExecutor(1, thread_name_prefix="write") as pool:
             for table in tables:
                 outcomes += [json.loads(o) for o in table["outcome"].drop_null().to_pylist()]
@@ -116,11 +117,12 @@ class WriteRows:
                     failed += frames.num_rows - frames["error"].null_count
                     rows.setdefault("frames", Counter()).update(frames["asset_id"].to_pylist())
                     waiting.append(frames)
-                if sum(t.nbytes for t in waiting) >= FLUSH_BYTES:
+                    held += frames.nbytes
+                if held >= FLUSH_BYTES:
                     if futures:  # never more than one flush behind
                         futures[-1].result()
                     futures.append(pool.submit(self._write, "frames", waiting))
-                    waiting = []
+                    waiting, held = [], 0
             futures.append(pool.submit(self._write, "frames", waiting))
             fragments["frames"] = [f for future in futures for f in future.result()]
         for name, parts in [*found.items(), ("dropped", gone)]:
@@ -138,9 +140,13 @@ class WriteRows:
 
     def _split(self, table: pa.Table) -> tuple[pa.Table, pa.Table]:
         """The frame rows of a working table, and those that a filter dropped, as rows of `dropped`."""
-        frames = table if table["outcome"].null_count == table.num_rows else table.filter(is_frame(table))
+        framed = table["outcome"].null_count
+        if framed in (0, table.num_rows):
+            frames = table.slice(0, framed)
+        else:
+            frames = table.filter(is_frame(table))
         if frames[WHY_DROPPED].null_count == frames.num_rows:  # then no JPEG need be copied
-            return frames, pa.schema([*self.schema, *DROPPED]).empty_table()
+            return frames, self.no_drops
         gone = frames.filter(frames[WHY_DROPPED].is_valid())
         by = gone[DROPPED_BY].to_pylist()
         keys = pa.array([self.decided_by[title] for title in by], pa.string())
