@@ -344,9 +344,7 @@ def looking(look: Callable[[], None], every_s: float) -> Iterator[None]:
         while not stop.wait(every_s):
             try:
                 look()
-            except (
-                Exception
-            ):  # Ray is ending, or busy, or its private tables have changed: nobody is told less than before
+            except Exception:  # Ray is ending, or busy, or its private tables have changed: less is told, no more
                 logger.debug("what Ray's nodes and workers do is not known", exc_info=True)
 
     thread = threading.Thread(target=loop, daemon=True, name="looking at Ray")

@@ -90,11 +90,11 @@ def compare_speed(
     `speedup` (ours over transformers) and `against_one` (our time a frame, over that of the first row).
     """
     height, width = frames[0].shape[:2]
-    encoder = None if runtime == "torch" else compile_image_encoder(network, runtime)  # type: ignore[arg-type]
+    encoder = None if runtime == "torch" else compile_image_encoder(network, runtime, "exact")  # type: ignore[arg-type]
     rows: list[dict[str, Any]] = []
     for count in objects:
         runs: dict[str, Any] = {
-            "ours": Sam2Tracker(network, FORWARD),
+            "ours": Sam2Tracker(network, FORWARD, network.image_encoder),
             "transformers": TransformersSession(network, (height, width)),
         }
         if encoder is not None:

@@ -325,14 +325,14 @@ def with_nulls(schema: pa.Schema, columns: Mapping[str, Any]) -> pa.Table:
     return pa.table([columns[f.name] if f.name in columns else _nulls(count, f.type) for f in schema], schema)
 
 
-SMALL = 32
+_SMALL = 32  # rows of a working table
 
 
 def _nulls(count: int, kind: pa.DataType) -> pa.Array:
     """Nulls. Few are a part of the same ones each time: those of a picture's pixels are megabytes that are zeroed."""
-    return _small_nulls(kind).slice(0, count) if count <= SMALL else pa.nulls(count, kind)
+    return _small_nulls(kind).slice(0, count) if count <= _SMALL else pa.nulls(count, kind)
 
 
 @lru_cache(maxsize=128)
 def _small_nulls(kind: pa.DataType) -> pa.Array:
-    return pa.nulls(SMALL, kind)
+    return pa.nulls(_SMALL, kind)
