@@ -26,6 +26,7 @@ BENCHMARKS = (
     "detect",
     "curate",
     "copies",
+    "search",
     "pretrain",
     "serve",
     "scale",
@@ -33,7 +34,7 @@ BENCHMARKS = (
     "gpu",
 )
 # Long ones: rows that --out already holds are not measured again.
-RESUMABLE = ("peers", "curate", "pretrain", "scale", "gpu")
+RESUMABLE = ("peers", "curate", "search", "pretrain", "scale", "gpu")
 ON_DEVICE = ("gpu",)  # that take --device
 
 

@@ -1,7 +1,9 @@
-"""`vfm bench peers`: a folder of JPEGs to vectors in a Lance table, from the command to committed rows: ours beside peers.
+"""`vfm bench peers`: a folder of JPEGs, or of clips, to vectors in a Lance table, from the command to committed rows: ours, and
+peers.
 
-Same files, same model, same cores. Peers that are not installed are brought into a folder of the cache. Ours also checks every
-file, stores the pictures and commits exactly once; peers write vectors alone. What each loop does is in `peer_loops`.
+Same files, same model, same cores, same output: vectors, and no pictures (a row says what storing them costs). Peers that are
+not installed are brought into a folder of the cache. Ours also checks every file and commits exactly once. What each loop does
+is in `peer_loops`.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from jobs.bench.media import write_jpegs
+from jobs.bench.media import repeat_clip, write_clips, write_jpegs
 from jobs.bench.process import EMBED_ONLY
 from vfm_ops.models.cache import cache_root
 from vfm_ops.models.shipped import DEFAULT_EMBEDDER
@@ -32,10 +34,31 @@ PACKAGES = {
 }
 # (workers, threads of each) that are tried; the best counts.
 SPLITS = ((1, 2), (2, 1))
-BARS = {  # of ours: rates over theirs
-    "auto": {"bare": 0.85, "daft": 1.8, "ray-best": 2.0, "ray-documented": 3.5, "nemo-curator": 2.5},
-    "torch": {"bare": 0.85, "daft": 1.15, "ray-best": 1.3, "ray-documented": 2.0, "nemo-curator": 1.5},
-}
+
+
+@dataclass(frozen=True)
+class Part:
+    """kind: `images` or `videos`. bars: of ours, rates over theirs, by peer."""
+
+    kind: str
+    runtime: str
+    bars: dict[str, float]
+
+    def what(self, count: int) -> str:
+        """What is done, in words."""
+        what = "images" if self.kind == "images" else "clips of 24 s at a frame a second"
+        return f"{count:,} {what}, {'float32 in torch' if self.runtime == 'torch' else 'each with the fastest runtime'}"
+
+    def count(self, quick: bool) -> int:
+        """Files."""
+        return (200 if quick else 4000) if self.kind == "images" else (6 if quick else 60)
+
+
+PARTS = (
+    Part("images", "auto", {"bare": 0.85, "daft": 1.8, "ray-best": 2.0, "ray-documented": 3.5, "nemo-curator": 2.5}),
+    Part("images", "torch", {"bare": 0.85, "daft": 1.15, "ray-best": 1.3, "ray-documented": 2.0, "nemo-curator": 1.5}),
+    Part("videos", "auto", {"bare": 0.9, "daft": 2.0, "ray-best": 2.5, "ray-documented": 2.5}),
+)
 NAMES = {
     "bare": "the bare loop",
     "daft": "Daft",
@@ -49,16 +72,17 @@ NAMES = {
 class Loop:
     """One of `peer_loops`, arranged."""
 
+    part: Part
     name: str
-    runtime: str
     workers: int
     threads: int
 
-    def run(self, images: Path, out: Path) -> float:
+    def run(self, files: Path, out: Path) -> float:
         """Seconds of the whole command."""
-        arguments = [self.name, str(images), str(out), self.runtime, str(self.workers), str(self.threads)]
+        split = [self.part.runtime, str(self.workers), str(self.threads)]
         environment = os.environ | {"PYTHONPATH": python_path(*filter(None, [packages(self.name)]))}
-        seconds = _timed([sys.executable, "-m", "jobs.bench.peer_loops", *arguments], environment)
+        module = [sys.executable, "-m", "jobs.bench.peer_loops"]
+        seconds = _timed([*module, self.part.kind, self.name, str(files), str(out), *split], environment)
         shutil.rmtree(out)
         return seconds
 
@@ -77,21 +101,22 @@ def packages(name: str) -> Path | None:
     return folder
 
 
-def ours(images: Path, lake: Path, runtime: str) -> float:
-    """Seconds of `vfm ingest` and `vfm process`."""
+def ours(files: Path, lake: Path, runtime: str, store: bool = False) -> float:
+    """Seconds of `vfm ingest` and `vfm process`. store: pictures, too."""
     settings: dict[str, Any] = {"model": DEFAULT_EMBEDDER}
     if runtime == "torch":
         settings |= {"runtime": "torch", "precision": "exact"}
     embed = ", ".join(f'{key}: "{value}"' for key, value in settings.items())
     process = ["jobs.process", "--lake", str(lake), *EMBED_ONLY, "--set", f"embed={{{embed}}}"]
-    seconds = _timed([sys.executable, "-m", "jobs.ingest", str(images), "--lake", str(lake)], None)
+    process += [] if store else ["--set", "jpeg.store=false"]
+    seconds = _timed([sys.executable, "-m", "jobs.ingest", str(files), "--lake", str(lake)], None)
     seconds += _timed([sys.executable, "-m", *process], None)
     shutil.rmtree(lake)
     return seconds
 
 
 def measure(quick: bool, kept: Path | None = None) -> list[dict[str, Any]]:
-    """Rows: what, ours, theirs, ratio, bar, who is ahead; images/s of whole commands, medians of alternating pairs.
+    """Rows: what, ours, theirs, ratio, bar, who is ahead; files/s of whole commands, medians of alternating pairs.
 
     kept: a file of rows that goes on where it was cut: what it already holds of this machine is not measured again.
     """
@@ -99,69 +124,81 @@ def measure(quick: bool, kept: Path | None = None) -> list[dict[str, Any]]:
 
     file = Kept(kept, "peers", quick)
     rows = file.rows
-    for runtime in BARS:
-        if any(row["what"] == _what(runtime, quick) for row in rows):
+    for part in PARTS:
+        count = part.count(quick)
+        if any(row["what"] == part.what(count) for row in rows):
             continue
         with tempfile.TemporaryDirectory(prefix="vfm-bench-") as folder:
-            rows += _compare(runtime, quick, Path(folder))
+            rows += [{"what": part.what(count), **row} for row in _compare(part, quick, Path(folder))]
         file.write(rows)
     return rows
 
 
-def _compare(runtime: str, quick: bool, root: Path) -> list[dict[str, Any]]:
-    """Rows of one runtime."""
-    write_jpegs(root / "images", _count(quick))
+def _compare(part: Part, quick: bool, root: Path) -> list[dict[str, Any]]:
+    """Rows of one part."""
+    count = part.count(quick)
+    files = _write_files(part.kind, root, count)
     (root / "few").mkdir()
-    for path in sorted((root / "images").iterdir())[:400]:
+    for path in sorted(files.iterdir())[: max(count // 10, 4)]:
         (root / "few" / path.name).hardlink_to(path)
-    ours(root / "few", root / "warm", runtime)  # fills the cache of converted models
-    best = {name: _best(name, runtime, root, quick) for name in BARS[runtime]}
-    times: dict[str, list[float]] = {name: [] for name in ("ours", *best)}
+    ours(root / "few", root / "warm", part.runtime)  # fills the cache of converted models
+    best = {name: _best(part, name, root, quick) for name in part.bars}
+    times: dict[str, list[float]] = {name: [] for name in ("ours", "stored", *best)}
     for _ in range(1 if quick else ROUNDS):
-        times["ours"].append(ours(root / "images", root / "lake", runtime))
+        for name in ("ours", "stored"):
+            times[name].append(ours(files, root / "lake", part.runtime, name == "stored"))
         for name, loop in best.items():
-            times[name].append(loop.run(root / "images", root / "out"))
-    return [
-        {"what": _what(runtime, quick), **_row(name, best[name], _count(quick), times["ours"], times[name], bar)}
-        for name, bar in BARS[runtime].items()
+            times[name].append(loop.run(files, root / "out"))
+    rows = [
+        {**_row(count, times["ours"], times[name], bar, NAMES[name] + _version(name)), "note": _split(best[name])}
+        for name, bar in part.bars.items()
     ]
+    return [*rows, _row(count, times["ours"], times["stored"], None, "ours, which stores the pictures too")]
 
 
-def _count(quick: bool) -> int:
-    return 200 if quick else 4000
+def _write_files(kind: str, root: Path, count: int) -> Path:
+    files = root / "files"
+    if kind == "images":
+        write_jpegs(files, count)
+        return files
+    write_clips(root / "pieces", count)
+    files.mkdir()
+    for path in (root / "pieces").iterdir():
+        repeat_clip(path, files / path.name, 3)
+    return files
 
 
-def _what(runtime: str, quick: bool) -> str:
-    return f"{_count(quick):,} images, {'float32 in torch' if runtime == 'torch' else 'each with the fastest runtime'}"
-
-
-def _best(name: str, runtime: str, root: Path, quick: bool) -> Loop:
-    loops = [Loop(name, runtime, workers, threads) for workers, threads in SPLITS[: 1 if quick else None]]
+def _best(part: Part, name: str, root: Path, quick: bool) -> Loop:
+    loops = [Loop(part, name, workers, threads) for workers, threads in SPLITS[: 1 if quick else None]]
     return min(loops, key=lambda loop: loop.run(root / "few", root / "out"))
 
 
-def _row(name: str, loop: Loop, count: int, mine: list[float], theirs: list[float], bar: float) -> dict[str, Any]:
+def _split(loop: Loop) -> str:
+    return f"{loop.workers} processes of {loop.threads} threads"
+
+
+def _row(count: int, mine: list[float], theirs: list[float], bar: float | None, peer: str) -> dict[str, Any]:
     ratios = sorted(t / m for t, m in zip(theirs, mine))
     ratio = statistics.median(ratios)
-    made_by = {"ray-best": "ray", "ray-documented": "ray"}.get(name, name)
-    known = f" {_version(made_by)}" if made_by != "bare" else ""
     return {
-        "peer": NAMES[name] + known,
+        "peer": peer,
         "ours": count / statistics.median(mine),
         "theirs": count / statistics.median(theirs),
         "ratio": ratio,
         "spread": f"{ratios[0]:.2f} to {ratios[-1]:.2f}",
-        "bar": f"at least {bar}",
-        "ahead": "ours" if ratio > 1 else "theirs",
-        "note": f"{loop.workers} processes of {loop.threads} threads",
+        "bar": None if bar is None else f"at least {bar}",
+        "ahead": None if bar is None else "ours" if ratio > 1 else "theirs",
     }
 
 
 def _version(name: str) -> str:
+    """Of a peer, after a space; empty for the bare loop."""
+    if name == "bare":
+        return ""
     if name not in PACKAGES:
-        return version(name)
+        return f" {version('ray')}"
     found = next((packages(name) or Path()).glob(f"{name.replace('-', '_')}-*.dist-info"))
-    return found.name.removesuffix(".dist-info").rpartition("-")[2]
+    return f" {found.name.removesuffix('.dist-info').rpartition('-')[2]}"
 
 
 def _timed(command: list[str], environment: dict[str, str] | None) -> float:
