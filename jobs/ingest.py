@@ -46,9 +46,26 @@ def command(
         raise UsageError("name the lake: --lake DIRECTORY, or --lake s3://bucket/prefix")
     options = ListingOptions(captions, labels, column, max_members, max_member_bytes, threads, allow_outside)
     share_one_heap()
-    with _IngestProgress() as progress:
-        report = ingest(sources or [], lake, lists=lists or [], options=options, progress=progress)
+    report = run_ingest(sources or [], lake, lists or [], options)
     print(json.dumps(report.as_dict()) if as_json else _summary(report))
+    return tell_left_out(report, as_json)
+
+
+def run_ingest(sources: list[str], lake: str, lists: list[str], options: ListingOptions) -> IngestReport:
+    """`ingest`, with its progress on a terminal."""
+    with _IngestProgress() as progress:
+        return ingest(sources, lake, lists=lists, options=options, progress=progress)
+
+
+def ingest_first(sources: list[str], lake: str, as_json: bool) -> int:
+    """What a command does that is given sources. as_json: stdout is for the command's own. Returns as `vfm ingest` does."""
+    report = run_ingest(sources, lake, [], ListingOptions())
+    print(f"ingested: {_summary(report)}", file=sys.stderr if as_json else sys.stdout)
+    return tell_left_out(report, as_json)
+
+
+def tell_left_out(report: IngestReport, as_json: bool) -> int:
+    """Says what was not ingested, and why. Returns 1 where there is such, else 0."""
     tally = report.tally
     for note in tally.notes:
         print(f"skipped: {in_options(command, note)}", file=sys.stderr)

@@ -8,9 +8,7 @@ from typing import Annotated
 import typer
 
 from jobs.cli import run
-from jobs.process import JsonOption, LakeOption, MetricsOption, SetOption, run_process
-from pipelines.lake import Lake
-from pipelines.process.recipe import load_recipe
+from jobs.process import JsonOption, LakeOption, MetricsOption, SetOption, run_process, worker_ahead
 
 RecipeOption = Annotated[
     str | None, typer.Option(help="YAML file; without it, the recipe of the last run over the lake.")
@@ -26,8 +24,12 @@ def command(
     metrics_file: MetricsOption = None,
 ) -> int:
     """Runs what is in quarantine under this recipe again; what succeeds leaves it."""
-    target = Lake.open(lake)
-    return run_process(target, load_recipe(recipe, set_ or [], target), as_json, metrics_file, retry=op or True)
+    with worker_ahead():
+        from pipelines.lake import Lake
+        from pipelines.process.recipe import load_recipe
+
+        target = Lake.open(lake)
+        return run_process(target, load_recipe(recipe, set_ or [], target), as_json, metrics_file, retry=op or True)
 
 
 if __name__ == "__main__":

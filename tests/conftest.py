@@ -8,6 +8,7 @@ import re
 import shutil
 import sys
 import uuid
+from contextlib import nullcontext
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,6 +18,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from pipelines.process.local import Worker as REAL_WORKER
+from pipelines.process.worker_process import started_ahead as REAL_AHEAD
 from tests.hiding import sitecustomize as hiding
 from tests.in_process import InProcess
 from vfm_ops.packages import package_folder
@@ -167,10 +169,12 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     processes that know nothing of what it replaces. Nor does it start workers, where it is no test of theirs.
     """
     from pipelines.cluster import has_ray
-    from pipelines.process import graph, local
+    from pipelines.process import graph, local, worker_process
 
     graph.has_ray = has_ray if "ray_local" in getattr(item, "fixturenames", ()) else lambda: False  # type: ignore[attr-defined]
-    local.Worker = REAL_WORKER if item.get_closest_marker("workers") else InProcess  # type: ignore[misc,assignment]
+    workers = item.get_closest_marker("workers")
+    local.Worker = REAL_WORKER if workers else InProcess  # type: ignore[misc,assignment]
+    worker_process.started_ahead = REAL_AHEAD if workers else lambda _: nullcontext()  # type: ignore[assignment]
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

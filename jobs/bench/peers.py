@@ -102,15 +102,13 @@ def packages(name: str) -> Path | None:
 
 
 def ours(files: Path, lake: Path, runtime: str, store: bool = False) -> float:
-    """Seconds of `vfm ingest` and `vfm process`. store: pictures, too."""
+    """Seconds of `vfm process FILES`. store: pictures, too."""
     settings: dict[str, Any] = {"model": DEFAULT_EMBEDDER}
     if runtime == "torch":
         settings |= {"runtime": "torch", "precision": "exact"}
     embed = ", ".join(f'{key}: "{value}"' for key, value in settings.items())
-    process = ["jobs.process", "--lake", str(lake), *EMBED_ONLY, "--set", f"embed={{{embed}}}"]
-    process += [] if store else ["--set", "jpeg.store=false"]
-    seconds = _timed([sys.executable, "-m", "jobs.ingest", str(files), "--lake", str(lake)], None)
-    seconds += _timed([sys.executable, "-m", *process], None)
+    command = ["jobs.process", str(files), "--lake", str(lake), *EMBED_ONLY, "--set", f"embed={{{embed}}}"]
+    seconds = _timed([sys.executable, "-m", *command, *([] if store else ["--set", "jpeg.store=false"])], None)
     shutil.rmtree(lake)
     return seconds
 

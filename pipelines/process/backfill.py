@@ -54,6 +54,7 @@ from pipelines.process.metrics import (
 from pipelines.process.ops import PlannedOp, drop_op, forget_values, plan_ops, prepare
 from pipelines.process.recipe import Recipe, Resources
 from pipelines.process.stages import OpStage, views_of
+from pipelines.process.worker_process import drop_ahead
 from pipelines.process.write import UnitError, op_rows
 from pipelines.settings import validate
 from vfm_ops.embed.columns import patches_column
@@ -255,6 +256,7 @@ def _fill_here(
 def _fill_on_ray(
     lake: Lake, recipe: Recipe, planned: PlannedOp, pending: str, wanted: AssetSet, blocks: list[pa.Table]
 ) -> Iterator[Row]:
+    drop_ahead()
     connect()
     hush()
     import ray

@@ -83,7 +83,10 @@ class Chain:
             self.stages: list[OpStage] = []
             self.measured = [StageStats.of(on_videos)]
         else:
-            self.source = DecodeAssets(recipe, views_of(frame_ops), threads) if part.decode else None
+            self.source = None
+            if part.decode:
+                self.source = DecodeAssets(recipe, views_of(frame_ops), threads)
+                self.source.sandbox.start()  # they import while the ops load their models, which they do when first asked
             self.stages = [OpStage(one) for one in frame_ops if part.ops is None or one.title in part.ops]
             self.measured = [StageStats(DECODE, DECODE, "cpu")] if self.source else []
         self.measured += [StageStats.of(stage.planned) for stage in self.stages]

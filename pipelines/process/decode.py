@@ -43,6 +43,7 @@ class DecodeAssets:
 
     def __init__(self, recipe: Recipe, views: dict[str, View], processes: int) -> None:
         self.recipe, self.views, self.processes = recipe, views, processes
+        self.key = recipe.hash  # asked for once: it is a digest of the whole recipe, and this is of every asset
         d = recipe.decode
         settings = DecodeSettings(
             views=views,
@@ -73,7 +74,7 @@ class DecodeAssets:
         yield from interleave([partial(self._video, a) for a in videos], self.processes)
 
     def _stills(self, assets: list[dict[str, Any]]) -> Iterator[pa.Table]:
-        outcomes = [Outcome.of(a, self.recipe.hash) for a in assets]
+        outcomes = [Outcome.of(a, self.key) for a in assets]
         decoded = zip(outcomes, self._decode_stills(assets))
         while chunk := list(islice(decoded, ROWS)):
             good = []
@@ -87,7 +88,7 @@ class DecodeAssets:
             yield closing_rows([o for o, _ in chunk], self.views)
 
     def _known_still(self, asset: dict[str, Any]) -> Outcome:
-        outcome = Outcome.of(asset, self.recipe.hash)
+        outcome = Outcome.of(asset, self.key)
         outcome.probe, outcome.known = self.known[asset["asset_id"]].probe, True
         return outcome
 
@@ -107,7 +108,7 @@ class DecodeAssets:
             yield unreadable.get(number, result)
 
     def _video(self, asset: dict[str, Any]) -> Iterator[pa.Table]:
-        outcome = Outcome.of(asset, self.recipe.hash)
+        outcome = Outcome.of(asset, self.key)
         try:
             source = media_source(asset, RowReader())
             if asset["media_type"] is None and sniff(source.head()) in IMAGE_FORMATS:  # neither name nor listing told

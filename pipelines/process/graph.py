@@ -38,6 +38,7 @@ from pipelines.process.local import CAN_GO_ON, DEATHS, Careful, LocalWorkers, Wo
 from pipelines.process.ops import PlannedOp
 from pipelines.process.recipe import Recipe
 from pipelines.process.units import LARGEST_UNIT, read_unit, share_out
+from pipelines.process.worker_process import drop_ahead
 from pipelines.process.write import WORKER_DIED, UnitError, error_row
 from vfm_ops.errors import VfmError
 from vfm_ops.models.device import cpu_count, resolve_device
@@ -223,6 +224,7 @@ def run_on_ray(
     """RESULT rows of units, as Ray Data streams them. planned: the recipe's ops.
 
     Of a unit whose actor died DEATHS times, nothing comes."""
+    drop_ahead()
     use_batch_scheduling()  # so does a Ray that is started here, whose idle processes wake a hundred times a second
     connect()
     hush()

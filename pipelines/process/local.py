@@ -12,10 +12,7 @@ import json
 import os
 import pickle
 import signal
-import socket
-import subprocess
 import sys
-import tempfile
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -27,8 +24,9 @@ from typing import Any
 import pyarrow as pa
 
 from pipelines.process.metrics import IN_FLIGHT, WORKER_DEATHS, current
+from pipelines.process.worker_process import take_process
 from vfm_ops.errors import VfmError
-from vfm_ops.processes import how_it_ended, python_path
+from vfm_ops.processes import how_it_ended
 
 DEATHS = 3  # of workers, until a block is given up
 MOST_LOST = 50  # rows that an op may end a worker on, in one run
@@ -52,20 +50,10 @@ class Worker:
     """One process, and the blocks that it has; they are answered in order."""
 
     def __init__(self, actor: Callable[..., Any], arguments: tuple[Any, ...], threads: int | None = None) -> None:
-        ours, theirs = socket.socketpair()
-        self.notes = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the worker
-        # Not this process's `__main__`: a script that calls `process` at its top level would call it again.
-        command = [sys.executable, "-P", "-m", __name__, str(theirs.fileno()), str(self.notes.fileno())]
-        self.process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=2,  # what an op prints is no result of ours
-            pass_fds=[theirs.fileno(), self.notes.fileno()],
-            env=os.environ | {"PYTHONPATH": python_path()} | ({"OMP_NUM_THREADS": str(threads)} if threads else {}),
-        )
-        theirs.close()
-        self.connection = Connection(ours.detach())
-        self._tell(sys.path)
+        self.process = take_process()
+        self.connection = self.process.connection
+        # It may have been started a while ago; and torch takes the number of its threads from there when it is imported.
+        self._tell((dict(os.environ) | ({"OMP_NUM_THREADS": str(threads)} if threads else {}), sys.path))
         self._tell((actor, arguments))
 
     def send(self, block: pa.Table) -> None:
@@ -77,7 +65,8 @@ class Worker:
         try:
             return list(self.connection.recv())
         except (EOFError, ConnectionError):
-            raise WorkerDied(how_it_ended(self.process.wait()), *_noted(self.notes.fileno())) from None
+            ended = self.process.popen.wait()
+            raise WorkerDied(how_it_ended(ended), *_noted(self.process.notes.fileno())) from None
 
     @staticmethod
     def ready(workers: list[Worker]) -> list[Worker]:
@@ -87,10 +76,7 @@ class Worker:
 
     def close(self) -> None:
         """Ends it at once."""
-        self.process.kill()
-        self.process.wait()
-        self.connection.close()
-        self.notes.close()
+        self.process.close()
 
     def _tell(self, what: Any) -> None:
         try:
@@ -284,14 +270,20 @@ def answer(actor: Any, block: pa.Table) -> list[pa.Table]:
     return [made] if isinstance(made, pa.Table) else list(made)
 
 
-def main(fd: int, notes: int) -> None:
-    """The worker: its actor, then blocks, until the other side is gone."""
+def main(fd: int, notes: int, imports: str) -> None:
+    """The worker: what it is to import, its actor, then blocks, until the other side is gone."""
     # Run as a module, this file is there twice: the ops' stages know it by its name.
     importlib.import_module("pipelines.process.local")._notes = notes  # type: ignore[attr-defined]
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # who started it ends it
+    if imports:
+        importlib.import_module(imports)
     connection = Connection(fd)
-    sys.path[:] = connection.recv()
-    make, arguments = connection.recv()
+    try:
+        environment, sys.path[:] = connection.recv()
+        os.environ.update(environment)
+        make, arguments = connection.recv()
+    except (EOFError, OSError):  # started ahead, and never needed
+        os._exit(0)
     blocks: deque[pa.Table] = deque()
     there = threading.Semaphore(0)
 
@@ -316,4 +308,4 @@ def main(fd: int, notes: int) -> None:
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:]))
+    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3])

@@ -92,7 +92,7 @@ class WriteRows:
 
     def stream(self, tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
         """Yields one RESULT row when the input ends."""
-        outcomes: list[dict[str, Any]] = []
+        closed: list[str] = []
         dropped: dict[str, Counter[str]] = {}
         rows: dict[str, Counter[str]] = {}
         fragments: dict[str, list[str]] = {}
@@ -103,7 +103,7 @@ class WriteRows:
         failed = held = 0
         with ThreadPoolExecutor(1, thread_name_prefix="write") as pool:
             for table in tables:
-                outcomes += [json.loads(o) for o in table["outcome"].drop_null().to_pylist()]
+                closed += table["outcome"].drop_null().to_pylist()
                 frames, drops = self._split(table)
                 for one in self.tables:
                     if (own := op_rows(one, frames)).num_rows:
@@ -128,15 +128,17 @@ class WriteRows:
         for name, parts in [*found.items(), ("dropped", gone)]:
             fragments[name] = self._write(name, parts)
             rows[name] = Counter(a for part in parts for a in part["asset_id"].to_pylist())
-        interrupted = [o["asset_id"] for o in outcomes if o["stage"] == INTERRUPTED]
-        outcomes = [o for o in outcomes if o["stage"] != INTERRUPTED]
-        fragments["shots"] = self._write("shots", [shot_rows(o) for o in outcomes if o["shots"]])
-        for outcome in outcomes:
-            rows.setdefault("shots", Counter())[outcome["asset_id"]] = len(outcome["shots"])
-            for name, written in outcome.pop("written").items():
+        outcomes = {text: json.loads(text) for text in closed}
+        interrupted = [o["asset_id"] for o in outcomes.values() if o["stage"] == INTERRUPTED]
+        outcomes = {text: o for text, o in outcomes.items() if o["stage"] != INTERRUPTED}
+        fragments["shots"] = self._write("shots", [shot_rows(o) for o in outcomes.values() if o["shots"]])
+        for outcome in outcomes.values():
+            if outcome["shots"]:
+                rows.setdefault("shots", Counter())[outcome["asset_id"]] = len(outcome["shots"])
+            for name, written in outcome["written"].items():
                 fragments.setdefault(name, []).extend(written)
                 rows.setdefault(name, Counter())[outcome["asset_id"]] = outcome["rows"]
-        yield _result_row(fragments, rows, dropped, failed, outcomes, interrupted)
+        yield _result_row(fragments, rows, dropped, failed, list(outcomes), interrupted)
 
     def _split(self, table: pa.Table) -> tuple[pa.Table, pa.Table]:
         """The frame rows of a working table, and those that a filter dropped, as rows of `dropped`."""
@@ -179,7 +181,7 @@ def _result_row(
     rows: dict[str, Counter[str]],
     dropped: dict[str, Counter[str]],
     failed: int,
-    outcomes: list[dict[str, Any]],
+    outcomes: list[str],
     interrupted: list[str],
 ) -> pa.Table:
     """The RESULT row of a unit that got through; its chain fills in `stats`."""
@@ -188,7 +190,7 @@ def _result_row(
         "rows": json.dumps(rows),
         "dropped": json.dumps(dropped),
         "failed": failed,
-        "outcomes": [json.dumps(o) for o in outcomes],
+        "outcomes": outcomes,
         "stats": "{}",
         "interrupted": interrupted,
         "error": None,

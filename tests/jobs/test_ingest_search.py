@@ -138,6 +138,23 @@ def test_a_wrong_command_is_one_line_exit_code_2_and_writes_nothing(folder, tmp_
     assert sorted(os.listdir(folder)) == before
 
 
+def test_process_ingests_what_it_is_given_first(folder, tmp_path, capsys):
+    root = str(tmp_path / "lake")
+    command = ["process", str(folder), "--lake", root, "--set", "ops=[phash]"]
+    assert main([*command, "--json"]) == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out)["frames"] == 6  # nothing but its own JSON is on stdout
+    assert "ingested: 6 added" in said.err
+    (folder / "6.jpg").write_bytes(encoded(shade=250))
+    (folder / "outside.jpg").symlink_to(tmp_path / "lake" / "lake.json")
+    assert main(command) == 1  # as `vfm ingest`, where something is refused
+    said = capsys.readouterr()
+    assert said.out.startswith("ingested: 1 added, 0 changed, 6 unchanged")
+    assert Lake.open(root).count("frames") == 7
+    assert main(["process", str(tmp_path / "nowhere"), "--lake", str(tmp_path / "other")]) == 2
+    assert not (tmp_path / "other").exists()
+
+
 def test_search_by_frame_prints_scores_json_and_a_sheet(processed, tmp_path, capsys):
     frame = Lake.open(processed).read("assets").sort_by("uri")["asset_id"][2].as_py() + ":0"
     capsys.readouterr()

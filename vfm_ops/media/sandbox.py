@@ -129,6 +129,12 @@ class Sandbox:
     def __exit__(self, *error: object) -> None:
         self.close()
 
+    def start(self) -> None:
+        """Start the children now, so that they import while who needs them does."""
+        with self._changed:
+            for child in self._idle:
+                _ = child.process
+
     def close(self) -> None:
         """Stop all children. Frames already handed out stay valid."""
         with self._changed:

@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 
 from pipelines.lake import Lake, verify_lake
+from pipelines.process import worker_process
 from pipelines.process.local import AHEAD, LocalWorkers, WorkerDied
 from pipelines.process.recipe import Recipe, Resources
 from pipelines.process.run import process
@@ -71,6 +72,35 @@ def test_several_workers_share_the_blocks(tmp_path):
     answers = [made for _, made in given if not isinstance(made, WorkerDied)]
     assert sorted(made[0]["n"][0].as_py() for made in answers) == [2, 4, 6, 8, 10]
     assert len({made[0]["pid"][0].as_py() for made in answers}) >= 2
+
+
+class Facts:
+    """Says what it finds in its process."""
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        return pa.table({"pid": [os.getpid()], "late": [os.environ.get("VFM_TEST_LATE")]})
+
+
+def test_a_worker_that_was_started_ahead_is_the_first_that_is_taken_and_sees_what_was_set_since(monkeypatch):
+    block = pa.table({"n": [1]})
+    with worker_process.started_ahead("pipelines.process.chain"):
+        ahead = psutil.Process().children()
+        monkeypatch.setenv("VFM_TEST_LATE", "set")
+        with LocalWorkers(Facts, (), 2) as workers:
+            facts = [made[0].to_pylist()[0] for _, made in workers.run([block] * 4)]
+    pids = {fact["pid"] for fact in facts}
+    assert len(ahead) == 1
+    assert ahead[0].pid in pids
+    assert len(pids) == 2
+    assert {fact["late"] for fact in facts} == {"set"}
+
+
+@pytest.mark.parametrize("end", [worker_process.drop_ahead, lambda: None], ids=["dropped", "left"])
+def test_a_worker_that_was_started_ahead_and_not_needed_is_ended(end):
+    with worker_process.started_ahead("pipelines.process.chain"):
+        (ahead,) = psutil.Process().children()
+        end()
+    assert not ahead.is_running()
 
 
 def test_no_worker_outlives_who_started_it(tmp_path):
