@@ -56,8 +56,8 @@ class Part:
 
 PARTS = (
     Part("images", "auto", {"bare": 0.85, "daft": 1.8, "ray-best": 2.0, "ray-documented": 3.5, "nemo-curator": 2.5}),
-    Part("images", "torch", {"bare": 0.85, "daft": 1.15, "ray-best": 1.3, "ray-documented": 2.0, "nemo-curator": 1.5}),
     Part("videos", "auto", {"bare": 0.9, "daft": 2.0, "ray-best": 2.5, "ray-documented": 2.5}),
+    Part("images", "torch", {"bare": 0.85, "daft": 1.15, "ray-best": 1.3, "ray-documented": 2.0, "nemo-curator": 1.5}),
 )
 NAMES = {
     "bare": "the bare loop",

@@ -50,7 +50,7 @@ def nearest_frames(
     vector: float (D,), any length above zero. where: SQL over the columns of frames, applied before the search. Rows that
     no index covers yet are searched too. exact: scan everything, index or not. UsageError for a filter that does not fit.
     """
-    dataset = lake.dataset("frames")
+    dataset = lake.caching().dataset("frames")
     if dataset is None:
         return pa.table({name: [] for name in [*columns, SCORE]})
     unit = np.asarray(vector, np.float32)
@@ -83,7 +83,7 @@ def check_filter(lake: Lake, table: str, where: str) -> None:
 
 def frame_vector(lake: Lake, column: str, frame_id: str) -> np.ndarray:
     """The embedding of one frame, float32 (D,). UsageError when there is no such frame, or its vector is missing."""
-    rows = lake.read("frames", [column], filter=equals("frame_id", frame_id))
+    rows = lake.caching().read("frames", [column], filter=equals("frame_id", frame_id))
     if not rows.num_rows:
         raise UsageError(f"there is no frame {frame_id!r} in {lake.root}; ids look like ASSET:INDEX")
     value = rows[column][0].as_py()

@@ -200,7 +200,7 @@ def with_assets(lake: Lake, hits: pa.Table) -> pa.Table:
     ids = sorted(set(hits["asset_id"].to_pylist()))
     owners: dict[str, dict[str, Any]] = {}
     if ids:
-        rows = lake.read("assets", ASSET_COLUMNS, filter=one_of("asset_id", ids)).to_pylist()
+        rows = lake.caching().read("assets", ASSET_COLUMNS, filter=one_of("asset_id", ids)).to_pylist()
         owners = {row["asset_id"]: row for row in rows}
     for name in ("uri", "member", "media_type"):
         values = [owners.get(i, {}).get(name) for i in hits["asset_id"].to_pylist()]

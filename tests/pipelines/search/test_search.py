@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -231,6 +232,33 @@ def test_an_index_changes_the_speed_and_not_the_answer(tmp_path):
         hits = [nearest_hits(lake, column, vector, 10, SplitFilter(None, None), exact=e) for e in (True, False)]
         found += len(set(hits[0]["frame_id"].to_pylist()) & set(hits[1]["frame_id"].to_pylist()))
     assert found >= 0.94 * 600
+
+
+def test_a_search_reads_an_index_once_and_sees_what_came_since(tmp_path):
+    lake = make_lake(tmp_path / "lake")
+    column, everything = embedding_column(PLAIN), SplitFilter(None, None)
+    index_vectors(lake, column, "ivf_hnsw_sq")
+    session = lake.caching().dataset("frames").session()
+    assert session.is_same_as(lake.caching().dataset("assets").session())
+    query = vectors(0)[3].astype(np.float32)
+    sizes = [session.size_bytes()]
+    for _ in range(3):
+        first = nearest_hits(lake, column, query, 5, everything)
+        sizes.append(session.size_bytes())
+    assert sizes[0] < sizes[1] == sizes[2] == sizes[3]
+    best = first["frame_id"][0].as_py()
+    lake.update("frames", {"frame_id": "'renamed'"}, f"frame_id = '{best}'")
+    assert nearest_hits(lake, column, query, 5, everything)["frame_id"][0].as_py() == "renamed"
+
+
+def test_a_lake_that_was_made_anew_at_the_same_place_is_not_answered_from_the_old_one(tmp_path):
+    query, everything = vectors(0)[3].astype(np.float32), SplitFilter(None, None)
+    for spec in (PLAIN, TEXTUAL):  # whose vectors differ
+        lake = make_lake(tmp_path / "lake")
+        index_vectors(lake, embedding_column(spec), "ivf_flat")
+        hits = nearest_hits(lake, embedding_column(spec), query, 400, everything)
+        assert_same(hits.slice(0, 1), brute_force(lake, spec, query, 1))
+        shutil.rmtree(tmp_path / "lake")
 
 
 def test_more_results_than_frames_gives_all_that_have_a_vector(lake):
