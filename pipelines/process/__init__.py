@@ -2,7 +2,7 @@
 
     recipe     what is done to an asset         plan       what a run still has to do, as units
     units      how assets are cut for workers   graph      where units run: on Ray, or without
-    chain      the ops in one actor             local      workers without Ray
+    chain      the ops in one actor             local      workers without Ray, each a `worker_process`
     stages     the ops of a chain               ops        a recipe's ops, their keys and columns
     commit     results in, commits out          failures   what came back in place of results
     backfill   a new model's column for frames that are there already
