@@ -27,6 +27,7 @@ from vfm_ops.models.shipped import DEFAULT_EMBEDDER
 from vfm_ops.processes import python_path
 
 ROUNDS, LIMIT_S = 3, 1800
+SETTLED_S = 5.0  # the processes of a Ray end some seconds after the command that started it
 # What a peer needs beside what the product has; `--no-deps`, so that it runs with the same torch, Ray and Arrow as ours.
 PACKAGES = {
     "daft": ("daft>=0.7",),
@@ -200,6 +201,7 @@ def _version(name: str) -> str:
 
 
 def _timed(command: list[str], environment: dict[str, str] | None) -> float:
+    time.sleep(SETTLED_S)
     started = time.perf_counter()
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=LIMIT_S)
     if done.returncode:
