@@ -119,7 +119,7 @@ class Committer:
 
     def add_outcome(self, outcome: dict[str, Any]) -> None:
         """Takes the closing row of one asset."""
-        del outcome["written"]  # it is in the result's fragments
+        outcome.pop("written", None)  # it is in the result's fragments
         self._outcomes[outcome["asset_id"]] = outcome
 
     def again(self) -> Committer:
