@@ -20,7 +20,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from jobs.bench.media import repeat_clip, write_clips, write_jpegs
+from jobs.bench.media import write_jpegs, write_long_clips
 from jobs.bench.process import EMBED_ONLY
 from vfm_ops.models.cache import cache_root
 from vfm_ops.models.shipped import DEFAULT_EMBEDDER
@@ -156,15 +156,10 @@ def _compare(part: Part, quick: bool, root: Path) -> list[dict[str, Any]]:
 
 
 def _write_files(kind: str, root: Path, count: int) -> Path:
-    files = root / "files"
-    if kind == "images":
-        write_jpegs(files, count)
-        return files
-    write_clips(root / "pieces", count)
-    files.mkdir()
-    for path in (root / "pieces").iterdir():
-        repeat_clip(path, files / path.name, 3)
-    return files
+    if kind == "videos":
+        return write_long_clips(root, count)
+    write_jpegs(root / "images", count)
+    return root / "images"
 
 
 def _best(part: Part, name: str, root: Path, quick: bool) -> Loop:

@@ -16,7 +16,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from jobs.bench.media import read_frames, real_clips, repeat_clip, write_clip, write_clips, write_jpegs
+from jobs.bench.media import read_frames, real_clips, repeat_clip, write_clip, write_jpegs, write_long_clips
 from pipelines.lake import SCHEMAS, Lake, with_nulls
 from vfm_ops.models.shipped import DEFAULT_EMBEDDER
 
@@ -31,11 +31,7 @@ def measure(quick: bool) -> list[dict[str, Any]]:
         root = Path(folder)
         images = root / "images"
         write_jpegs(images, 600 if quick else 4000)
-        clips = root / "clips"
-        write_clips(root / "pieces", 12 if quick else 60)
-        clips.mkdir()
-        for path in (root / "pieces").iterdir():
-            repeat_clip(path, clips / path.name, 3)
+        clips = write_long_clips(root, 12 if quick else 60)
         rounds = 1 if quick else 3
         rows = _pair("images", images, root, rounds) + _pair("videos", clips, root, rounds)
         rows += _pair("videos", clips, root, rounds, "--set", "jpeg.store=false")[:1]

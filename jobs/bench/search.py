@@ -101,9 +101,7 @@ def _against_sweep(folder: Path, vectors: np.ndarray, quick: bool) -> list[Row]:
     for start in range(0, len(stored), CHUNK):
         add_vectors(lake, stored[start : start + CHUNK], start)
     (report,) = (index for index in maintain(lake).indices if index.column == field.name)
-    dataset = lake.dataset("frames")
-    assert dataset is not None
-    copy = write_table(str(folder / "copy.lance"), dataset.to_table())
+    copy = write_table(str(folder / "copy.lance"), lake.table("frames").to_table())
     least = exact_scores(copy, field.name, queries, K)[:, -1]
 
     def ours(query: np.ndarray) -> np.ndarray:
@@ -141,7 +139,7 @@ def _sweep(
 ) -> tuple[str, Callable[[np.ndarray], np.ndarray]]:
     """The fastest of all settings whose recall suffices: its name, and its search.
 
-    The fastest of all builds are built again and timed on all queries, in turns.
+    The fastest few are built again and timed on all queries.
     """
     able: list[tuple[float, Setting]] = [
         (_probe(_searching(uri, column, {}, True), queries, least)[0], ("exact", {}, {}))
