@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.lake import Lake
+from pipelines.lake import SCHEMAS, Lake
 
 FIRST_UNIT, LARGEST_UNIT = 16, 1024  # in images' worth of work
 LEAST_SHARE = 64  # in images' worth; a smaller unit spends its time on being handed out and written
@@ -82,7 +82,7 @@ def share_out(units: list[pa.Table], workers: int) -> list[pa.Table]:
 
 def read_unit(lake: Lake, version: int, unit: pa.Table) -> pa.Table:
     """The asset rows of a unit, at the version of `assets` that it was cut from, with their attempt."""
-    columns = [name for name in lake.table("assets", version).schema.names if name not in UNUSED]
+    columns = [name for name in SCHEMAS["assets"].names if name not in UNUSED]
     rows = lake.attempt("read assets", lambda _: lake.take("assets", unit["row_id"].to_pylist(), version, columns))
     return rows.append_column("attempt", unit["attempt"])
 
